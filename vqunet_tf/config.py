@@ -1,0 +1,249 @@
+"""The configuration of a run: frozen dataclasses, closed to unknown keys, with a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vqunet_tf.errors import UserError, choice
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from.
+
+    dataset: `digits`, a TFDS name, or a folder `DIR/{train,test}/<class>/*.png`.
+    data_dir: where prepared TFDS data sets lie; None is TFDS's own default.
+    validation_fraction: share of the training set held out, in (0, 1).
+    seed: decides which training images are held out, nothing else.
+    limit: use at most this many training images; 0 means all.
+    image_shape, class_names: filled in from the data when a run starts.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    validation_fraction: float = 0.1
+    seed: int = 0
+    limit: int = 0
+    image_shape: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The network to protect, trained only when the user brings none.
+
+    widths: channels per stage, each stage at half the resolution of the one before.
+    blocks: residual blocks per stage.
+    max_shift, flip: augmentation, in pixels and as a yes or no.
+    """
+
+    name: str = "residual"
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: int = 1
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.05
+    max_shift: int = 2
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class PurifierConfig:
+    """Arguments of `vqunet_tf.VQUNet`, by the same names."""
+
+    widths: tuple[int, ...] = (32, 64, 96)
+    blocks: int = 1
+    num_embeddings: tuple[int, ...] = (512, 512, 512)
+    embedding_dim: tuple[int, ...] = (16, 16, 16)
+    stem: int = 2
+    commitment_cost: float = 0.25
+    decay: float = 0.99
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the purifier learns.
+
+    clean, noisy, adversarial: relative shares of the inputs that are left alone, given random
+        noise, or replaced by an adversarial image.
+    pixel_weight, guidance_weight, codebook_weight: weights of the parts of the loss.
+    """
+
+    objective: str = "gray_box"
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    clean: float = 1.0
+    noisy: float = 1.0
+    adversarial: float = 2.0
+    pixel_weight: float = 1.0
+    guidance_weight: float = 0.3
+    codebook_weight: float = 1.0
+    strategy: str = "auto"
+    precision: str = "float32"
+    jit_compile: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """Perturbations the purifier trains on: crafted once against the classifier, each with random radius.
+
+    epsilon: largest radius, on the [0,1] scale (linf).
+    copies: adversarial versions of every training image.
+    max_steps: iterations of the longest attack in the family.
+    """
+
+    epsilon: float = 0.1
+    copies: int = 2
+    max_steps: int = 8
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What `trainers.evaluate` measures when its flags say nothing else."""
+
+    epsilons: tuple[float, ...] = (0.1,)
+    pgd_steps: int = 20
+    num_examples: int = 500
+    batch_size: int = 100
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; `config.json` in the run folder is this and nothing else."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    purifier: PurifierConfig = field(default_factory=PurifierConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def to_json(self) -> str:
+        """Indented JSON; `Config.from_json` gives an equal configuration back."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Config:
+        try:
+            tree = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the configuration is not JSON ({error}): expected what a run folder's config.json holds") from None
+        return _from_tree(Config, tree, "")
+
+    def replace(self, changes: Mapping[str, Any]) -> Config:
+        """Returns a copy with dotted keys changed, `{"training.epochs": 3}`; unknown keys raise a `UserError`."""
+        tree = dataclasses.asdict(self)
+        for key, value in changes.items():
+            section, _, name = key.partition(".")
+            choice("configuration section", section, tree, hint=" (keys look like training.epochs)")
+            choice(f"configuration key in {section!r}", name, tree[section])
+            tree[section][name] = value
+        return _from_tree(Config, tree, "")
+
+    def override(self, assignments: Iterable[str]) -> Config:
+        """`replace` for command-line text: `["training.epochs=3", "purifier.widths=[16,32]"]`."""
+        changes: dict[str, Any] = {}
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals:
+                raise UserError(f"--set expects key=value such as training.epochs=3, got {assignment!r}")
+            try:
+                changes[key.strip()] = json.loads(text)
+            except json.JSONDecodeError:
+                changes[key.strip()] = text  # a bare word is a string
+        return self.replace(changes)
+
+
+def _from_tree(kind: Any, tree: Any, path: str) -> Any:
+    """Builds dataclass `kind` from nested dicts, checking every key and every type."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"configuration {path or 'file'}: expected an object with keys, got {tree!r}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        choice("configuration key", path + key, [path + name for name in hints])
+        hint = hints[key]
+        where = path + key
+        values[key] = _from_tree(hint, value, f"{where}.") if dataclasses.is_dataclass(hint) else _typed(hint, value, where)
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """Returns `value` as the annotated type: integers may stand for floats, lists for tuples."""
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"configuration {where}: expected a list, got {value!r}")
+        return tuple(_typed(typing.get_args(hint)[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"configuration {where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+_SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32, 32), embedding_dim=(8, 8))
+
+_PRESETS: dict[str, Config] = {
+    # 1,197 training images; the figures are in the README, from `make demo`.
+    "digits": Config(
+        data=DataConfig(dataset="digits"),
+        classifier=ClassifierConfig(epochs=15, batch_size=64, max_shift=2),
+        purifier=PurifierConfig(widths=(24, 48, 64), num_embeddings=(128, 128, 128)),
+        training=TrainingConfig(epochs=40, batch_size=64),
+        attack=AttackConfig(epsilon=0.25, copies=6),
+        evaluation=EvaluationConfig(epsilons=(0.1, 0.2), num_examples=400),
+    ),
+    "fashion_mnist": Config(
+        data=DataConfig(dataset="fashion_mnist"),
+        classifier=ClassifierConfig(flip=True),
+        training=TrainingConfig(epochs=6),
+        attack=AttackConfig(epsilon=0.3),
+        evaluation=EvaluationConfig(epsilons=(0.1, 0.3)),
+    ),
+    "cifar10": Config(
+        data=DataConfig(dataset="cifar10"),
+        classifier=ClassifierConfig(widths=(32, 64, 128), epochs=20, max_shift=4, flip=True),
+        purifier=PurifierConfig(widths=(48, 64, 96)),
+        training=TrainingConfig(epochs=10),
+        attack=AttackConfig(epsilon=12 / 255),
+        evaluation=EvaluationConfig(epsilons=(8 / 255,)),
+    ),
+    # For any other data set; sizes and epochs are a starting point, not a measured recipe.
+    "default": Config(attack=AttackConfig(epsilon=12 / 255), evaluation=EvaluationConfig(epsilons=(8 / 255,))),
+}
+
+
+def preset(name: str, dataset: str) -> Config:
+    """Returns the preset `name` for `dataset`; an empty name means the data set's own, or `default`.
+
+    The preset `smoke` is a few steps of everything on 512 images, to see that all parts run.
+    """
+    if name == "smoke":
+        return Config(
+            classifier=ClassifierConfig(widths=(8, 16), epochs=1),
+            purifier=_SMALL,
+            training=TrainingConfig(epochs=1, jit_compile=False),
+            attack=AttackConfig(copies=1, max_steps=2),
+            evaluation=EvaluationConfig(pgd_steps=2, num_examples=64, batch_size=64),
+            data=DataConfig(dataset=dataset, limit=512),
+        )
+    choice("preset", name or "default", [*_PRESETS, "smoke"])
+    config = _PRESETS.get(name or dataset, _PRESETS["default"])
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=dataset))

@@ -1,0 +1,45 @@
+"""A user's mistake is one line on stderr and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can mend: says what was expected, what was got and what to do.
+
+    The text is one sentence or two on one line; commands print it as it is.
+    """
+
+
+def choice(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
+    """Returns `name` if it is one of `known`, else raises a `UserError` that lists them."""
+    names = sorted(known)
+    if name in names:
+        return name
+    raise UserError(f"unknown {kind} {name!r}: expected one of {', '.join(names)}{hint}")
+
+
+def guard(function: Callable[..., Any], *also: type[Exception]) -> Callable[..., Any]:
+    """Wraps a command so that `UserError` (and the exceptions in `also`) end it in one line, status 2.
+
+    Ctrl-C ends it with status 130 and says that the same command goes on from what is saved.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (UserError, *also) as error:
+            line = " ".join(str(error).split())
+            status = 2
+        except KeyboardInterrupt:
+            line = "interrupted: what was finished is kept, the same command goes on from there"
+            status = 130
+        sys.stderr.write(f"error: {line}\n")
+        sys.exit(status)
+
+    return guarded

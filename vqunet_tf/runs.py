@@ -1,0 +1,103 @@
+"""A run folder: the models, the configuration that made them, and nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from vqunet_tf.config import Config
+from vqunet_tf.errors import UserError
+
+
+class RunFolder:
+    """The files of one run, by name.
+
+    config.json, classifier.keras, purifier.keras, metrics.csv, checkpoints/, tensorboard/,
+    report.json, report.md, plots/.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.classifier = self.path / "classifier.keras"
+        self.purifier = self.path / "purifier.keras"
+        self.metrics = self.path / "metrics.csv"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report.json"
+
+    def create(self, config: Config) -> None:
+        """Makes the folder for `config`, or checks that it was made for the same one.
+
+        Raises a `UserError` if the folder holds a run with another configuration: nothing is overwritten.
+        """
+        if self.config.exists():
+            found = self.load_config()
+            if found != config:
+                raise UserError(
+                    f"{self.path} holds a run with another configuration ({_difference(found, config)}): "
+                    "choose another --run_dir, or give the flags of that run"
+                )
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--run_dir {self.path} is a file: expected a folder, or a name that is free")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, config.to_json())
+        except OSError as error:
+            raise UserError(f"the run folder cannot be written ({error}): choose another --run_dir") from None
+
+    def load_config(self) -> Config:
+        if not self.config.exists():
+            raise UserError(f"{self.path} is not a run folder (it has no config.json): give the --run_dir of a finished training run")
+        return Config.from_json(self.config.read_text(encoding="utf-8"))
+
+    def load_classifier(self) -> keras.Model:
+        return load_model(self.classifier)
+
+    def load_purifier(self) -> keras.Model:
+        return load_model(self.purifier)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside and renames, so that readers see the old file or the new one."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Saves a `.keras` file beside and renames, so that a file under its final name is whole."""
+    beside = path.with_name(f".{path.stem}.part.keras")
+    model.save(beside)
+    beside.replace(path)
+
+
+def load_model(path: str | os.PathLike[str]) -> keras.Model:
+    """Loads a `.keras` file; a missing, corrupted or foreign one raises a `UserError`."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} is missing: train first, or give the path of a Keras model saved as .keras")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a .keras file (it is corrupted, or another format): save it again with model.save('name.keras')")
+    try:
+        model = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for a foreign file
+        raise UserError(f"{path} cannot be loaded as a Keras {keras.__version__} model: {error}") from None
+    if not isinstance(model, keras.Model):
+        raise UserError(f"{path} holds a {type(model).__name__}: expected a keras.Model")
+    return model
+
+
+def _difference(found: Config, wanted: Config) -> str:
+    """The first setting in which two configurations differ."""
+    for section in vars(found):
+        old: Any = getattr(found, section)
+        new: Any = getattr(wanted, section)
+        for key in vars(old):
+            if getattr(old, key) != getattr(new, key):
+                return f"{section}.{key} is {getattr(old, key)!r} there, {getattr(new, key)!r} here"
+    return "equal"
