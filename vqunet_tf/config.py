@@ -38,11 +38,13 @@ class DataConfig:
 class ClassifierConfig:
     """The network to protect, trained only when the user brings none.
 
+    path: the user's own `.keras` classifier, images in [0, 1] -> logits; with it the rest is not used.
     widths: channels per stage, each stage at half the resolution of the one before.
     blocks: residual blocks per stage.
     max_shift, flip: augmentation, in pixels and as a yes or no.
     """
 
+    path: str | None = None
     name: str = "residual"
     widths: tuple[int, ...] = (16, 32, 64)
     blocks: int = 1

@@ -1,0 +1,81 @@
+"""The one seam to a Keras backend: replicas, input gradients, compilation. Nothing else asks which backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def replica() -> tuple[Any, int]:
+    """Returns (index of this replica, number of replicas in step with it); (0, 1) without `tf.distribute`."""
+    context = _tf_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return 0, 1
+    return context.replica_id_in_sync_group, context.num_replicas_in_sync
+
+
+def sum_over_replicas(*tensors: Any) -> list[Any]:
+    """Sums each tensor over the replicas of a `tf.distribute` strategy, in one all-reduce.
+
+    With one replica the tensors come back as they are. Under JAX a sharded array is global already.
+    """
+    context = _tf_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return list(tensors)
+    return list(context.all_reduce("SUM", list(tensors)))
+
+
+def input_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `g(x, *args)`: the gradient with respect to x of `sum(function(x, *args))`."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        def gradient(x: Any, *args: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                total = tf.reduce_sum(function(x, *args))
+            return tape.gradient(total, x)
+
+    elif name == "jax":
+        import jax
+
+        def gradient(x: Any, *args: Any) -> Any:
+            return jax.grad(lambda at: keras.ops.sum(function(at, *args)))(x)
+
+    elif name == "torch":
+        import torch
+
+        def gradient(x: Any, *args: Any) -> Any:
+            with torch.enable_grad():
+                at = x.detach().requires_grad_(True)
+                return torch.autograd.grad(function(at, *args).sum(), at)[0]
+
+    else:
+        raise ValueError(f"expected the Keras backend tensorflow, jax or torch, got {name!r}")
+    return gradient
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function of tensors whole where the backend can; its Keras variables must be frozen."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    if name == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def _tf_replica_context() -> Any:
+    """The `tf.distribute` replica context, or None (another backend, or a model being built)."""
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context()

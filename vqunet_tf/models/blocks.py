@@ -1,0 +1,79 @@
+"""Pieces of the networks as functions of symbolic tensors: they make layers and connect them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+
+def convolution(x: Any, width: int, name: str, kernel: int = 3, strides: int = 1, **kwargs: Any) -> Any:
+    """A convolution that keeps height and width, divided by `strides`: [B, H, W, *] -> [B, H/s, W/s, width]."""
+    kwargs.setdefault("kernel_initializer", "he_normal")
+    return layers.Conv2D(width, kernel, strides=strides, padding="same", name=name, **kwargs)(x)
+
+
+def residual(x: Any, name: str) -> Any:
+    """x + conv(relu(conv(relu(x)))) at constant width, the identity at first (Fixup, Zhang et al. 2019, arXiv 1901.09321).
+
+    No batch normalisation: an image is purified alike whatever batch or replica it comes in.
+    """
+    width = x.shape[-1]
+    h = convolution(ops.relu(x), width, f"{name}_conv1")
+    h = convolution(ops.relu(h), width, f"{name}_conv2", kernel_initializer="zeros")
+    return x + h
+
+
+def down(x: Any, width: int, name: str) -> Any:
+    """Halves the resolution: [B, H, W, *] -> [B, H/2, W/2, width]."""
+    return convolution(ops.relu(x), width, name, strides=2)
+
+
+def up(x: Any, width: int, name: str) -> Any:
+    """Doubles the resolution, by sub-pixel convolution (Shi et al. 2016, arXiv 1609.05158): [B, H, W, *] -> [B, 2H, 2W, width]."""
+    return ops.depth_to_space(convolution(ops.relu(x), 4 * width, name, kernel=1), 2)
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class PadToMultiple(layers.Layer):
+    """Mirrors the lower and right border until height and width are multiples of `multiple`.
+
+    [B, H, W, C] -> [B, ceil(H/m) m, ceil(W/m) m, C]. Raises a `ValueError` for sides shorter than half a multiple.
+    """
+
+    def __init__(self, multiple: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.multiple = multiple
+
+    def call(self, images: Any) -> Any:
+        short = [-side % self.multiple for side in ops.shape(images)[1:3]]
+        for side, missing in zip(images.shape[1:3], short, strict=True):
+            if side is not None and missing > side:
+                raise ValueError(
+                    f"Expected images of at least {(self.multiple + 1) // 2} pixels a side for this depth and stem. "
+                    f"Received: shape={tuple(images.shape)}"
+                )
+        if all(isinstance(missing, int) and missing == 0 for missing in short):
+            return images
+        return ops.pad(images, [[0, 0], [0, short[0]], [0, short[1]], [0, 0]], mode="symmetric")
+
+    def compute_output_spec(self, images: Any) -> Any:
+        batch, height, width, channels = images.shape
+        sides = [None if side is None else side + -side % self.multiple for side in (height, width)]
+        return keras.KerasTensor((batch, *sides, channels), dtype=images.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "multiple": self.multiple}
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class CropLike(layers.Layer):
+    """Cuts the first image batch to the height and width of the second: undoes `PadToMultiple`."""
+
+    def call(self, images: Any, like: Any) -> Any:
+        _, height, width, _ = ops.shape(like)
+        return images[:, :height, :width, :]
+
+    def compute_output_spec(self, images: Any, like: Any) -> Any:
+        return keras.KerasTensor((*like.shape[:3], images.shape[3]), dtype=images.dtype)

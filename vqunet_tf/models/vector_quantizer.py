@@ -1,0 +1,208 @@
+"""The vector-quantizer layer: a code book that follows the data, and its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from vqunet_tf import backend
+from vqunet_tf.models import quantize
+
+_SAMPLES_PER_CODE = 4  # rows of the first batch per code, for k-means
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class VectorQuantizer(keras.layers.Layer):
+    """Replaces each vector by the nearest entry of a learned code book (van den Oord et al. 2017, arXiv 1711.00937).
+
+    With z the inputs, e the code book and k the nearest code of each vector:
+
+        quantized = e_k                                   gradient to z: the identity (straight-through)
+        loss      = commitment_cost * mean |z - sg(e_k)|^2                       codebook="ema"
+                  + mean |sg(z) - e_k|^2                                         codebook="gradient" adds this
+
+    Under `training=True` the layer quantizes first and updates its code book afterwards; otherwise nothing changes.
+    The first training batch places the codes (`init="kmeans"`). A code that was not chosen for `revive_after` training
+    steps is moved onto a vector of the current batch. Under `tf.distribute` all replicas keep one and the same code
+    book, equal to that of a single device on the concatenated batch.
+
+    Args:
+        num_embeddings: number of codes K, at least 1.
+        embedding_dim: width of a code D; the last axis of the inputs.
+        commitment_cost: weight of the commitment loss.
+        codebook: "ema" (moving averages) or "gradient" (learned by the optimizer).
+        decay: of the moving averages, in [0, 1).
+        revive_after: training steps without a hit until a code is moved; 0 never moves one.
+        init: "kmeans" (from the first training batch) or "uniform".
+
+    Call arguments:
+        inputs: float [..., D].
+        training: whether the code book may change.
+
+    Returns:
+        A dict: `quantized` [..., D], `indices` int32 [...], `loss` and `perplexity` float32 scalars.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        commitment_cost: float = 0.25,
+        codebook: str = "ema",
+        decay: float = 0.99,
+        revive_after: int = 100,
+        init: str = "kmeans",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        for name, value in {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected {name} to be an integer of at least 1. Received: {value!r}")
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"Expected decay in [0, 1). Received: {decay!r}")
+        if commitment_cost < 0 or revive_after < 0:
+            raise ValueError(
+                "Expected commitment_cost and revive_after of at least 0. "
+                f"Received: {commitment_cost!r} and {revive_after!r}"
+            )
+        _one_of("codebook", codebook, ("ema", "gradient"))
+        _one_of("init", init, ("kmeans", "uniform"))
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.codebook_kind = codebook
+        self.decay = decay
+        self.revive_after = revive_after
+        self.init = init
+        self.autocast = False  # float32 inside, whatever the policy: half precision merges codes
+
+    def build(self, input_shape: Any) -> None:
+        self._check_width(input_shape)
+        codes, width = self.num_embeddings, self.embedding_dim
+
+        def state(name: str, shape: tuple[int, ...], initializer: Any, trainable: bool = False) -> Any:
+            # Replicas all assign the same all-reduced value; any other aggregation counts twice or raises.
+            return self.add_weight(
+                name=name, shape=shape, dtype="float32", initializer=initializer, trainable=trainable, aggregation="none"
+            )
+
+        limit = 3.0**0.5  # uniform with unit variance
+        self.placed = state("placed", (codes, width), keras.initializers.RandomUniform(-limit, limit))
+        # A gradient code book is `placed + learned`: data may place codes on every backend (JAX forbids assigning
+        # a trainable weight inside a training step) while the optimizer owns `learned` alone.
+        self.learned = state("learned", (codes, width), "zeros", trainable=True) if self.codebook_kind == "gradient" else None
+        self.weights_ema = state("weights_ema", (codes,), "ones")
+        self.idle_steps = state("idle_steps", (codes,), "zeros")
+        self.hits = state("hits", (codes,), "zeros")
+        self.steps = state("steps", (), "zeros")
+
+    @property
+    def codebook(self) -> Any:
+        """The codes as they stand, float32 [K, D]."""
+        placed = ops.convert_to_tensor(self.placed)
+        return placed if self.learned is None else placed + self.learned
+
+    def usage(self) -> float:
+        """Share of the codes chosen at least once in training since `reset_usage`, in [0, 1]."""
+        return float(ops.mean(ops.cast(ops.greater(self.hits, 0.0), "float32")))
+
+    def reset_usage(self) -> None:
+        self.hits.assign(ops.zeros_like(self.hits))
+
+    def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
+        self._check_width(inputs.shape)
+        inputs = ops.convert_to_tensor(inputs)
+        vectors = ops.cast(ops.reshape(inputs, (-1, self.embedding_dim)), "float32")  # [N, D]
+        frozen = ops.stop_gradient(vectors)
+        candidates = self._prepare(frozen) if training else None
+        codes = self.codebook
+        indices = quantize.nearest_codes(frozen, ops.stop_gradient(codes))  # [N]
+        chosen = ops.take(codes, indices, axis=0)  # [N, D]
+        counts, sums = quantize.code_sums(frozen, indices, self.num_embeddings)
+        if training:
+            counts, sums = backend.sum_over_replicas(counts, sums)
+            self._update(ops.stop_gradient(codes), counts, sums, candidates)
+
+        loss = self.commitment_cost * _mean_square(vectors - ops.stop_gradient(chosen))
+        if self.learned is not None:
+            loss = loss + _mean_square(frozen - chosen)
+        quantized = quantize.straight_through(vectors, ops.stop_gradient(chosen))
+        shape = ops.shape(inputs)
+        return {
+            "quantized": ops.cast(ops.reshape(quantized, shape), self.compute_dtype),
+            "indices": ops.reshape(indices, shape[:-1]),
+            "loss": loss,
+            "perplexity": quantize.perplexity(counts),
+        }
+
+    def compute_output_spec(self, inputs: Any, training: bool = False) -> dict[str, Any]:
+        self._check_width(inputs.shape)
+        return {
+            "quantized": keras.KerasTensor(inputs.shape, dtype=self.compute_dtype),
+            "indices": keras.KerasTensor(inputs.shape[:-1], dtype="int32"),
+            "loss": keras.KerasTensor((), dtype="float32"),
+            "perplexity": keras.KerasTensor((), dtype="float32"),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_embeddings": self.num_embeddings,
+            "embedding_dim": self.embedding_dim,
+            "commitment_cost": self.commitment_cost,
+            "codebook": self.codebook_kind,
+            "decay": self.decay,
+            "revive_after": self.revive_after,
+            "init": self.init,
+        }
+
+    def _prepare(self, vectors: Any) -> Any:
+        """Places the codes at the first step; returns rows of the batch [K, D] onto which dead codes may move."""
+        number = self.num_embeddings * _SAMPLES_PER_CODE
+        mine = quantize.candidate_rows(vectors, number, self.steps, *backend.replica())
+        (rows,) = backend.sum_over_replicas(mine)  # the same rows on every replica, so the same code book
+        if self.init == "kmeans":
+            placed = ops.convert_to_tensor(self.placed)
+            first = ops.equal(self.steps, 0.0)
+            self.placed.assign(
+                ops.cond(first, lambda: quantize.kmeans(rows, self.num_embeddings), lambda: placed)
+            )
+        return rows[: self.num_embeddings]
+
+    def _update(self, codes: Any, counts: Any, sums: Any, candidates: Any) -> None:
+        """Moves the code book after a training step, and keeps account of the codes nobody chose."""
+        hit = ops.greater(counts, 0.0)
+        idle = ops.where(hit, 0.0, self.idle_steps + 1.0)
+        weights = ops.convert_to_tensor(self.weights_ema)
+        moved = codes
+        if self.learned is None:
+            moved, weights = quantize.ema_update(codes, weights, counts, sums, self.decay)
+        if self.revive_after:
+            dead = ops.greater_equal(idle, float(self.revive_after))
+            moved = ops.where(dead[:, None], candidates, moved)
+            weights = ops.where(dead, 1.0, weights)
+            idle = ops.where(dead, 0.0, idle)
+        self.placed.assign(moved if self.learned is None else self.placed + (moved - codes))
+        self.weights_ema.assign(weights)
+        self.idle_steps.assign(idle)
+        self.hits.assign(self.hits + counts)
+        self.steps.assign(self.steps + 1.0)
+
+    def _check_width(self, shape: Any) -> None:
+        if shape[-1] != self.embedding_dim:
+            raise ValueError(
+                f"Expected inputs whose last axis is embedding_dim={self.embedding_dim}. Received: shape={tuple(shape)}"
+            )
+
+
+def _mean_square(difference: Any) -> Any:
+    """Mean of squares; 0 for an empty batch."""
+    total = ops.sum(ops.square(difference))
+    return total / ops.cast(ops.maximum(ops.size(difference), 1), "float32")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"Expected {name} to be one of {known}. Received: {value!r}")

@@ -1,0 +1,180 @@
+"""VQUNet: a U-Net whose bottleneck and every skip connection pass through a vector quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from vqunet_tf import pixels
+from vqunet_tf.models import blocks as parts
+from vqunet_tf.models.vector_quantizer import VectorQuantizer
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class VQUNet(keras.Model):
+    """Purifies images: [B, H, W, C] in [0, 1] -> the same shape and range (He & Singhal 2024, arXiv 2406.03117).
+
+    The decoder sees the image only through code books, one at the bottleneck and one on each skip connection:
+
+        image -> stem -> level 0 -> down -> level 1 -> down -> ... -> level L-1
+                            |                 |                          |
+                           VQ 0              VQ 1                      VQ L-1
+                            |                 |                          |
+        image <- head <- level 0 <-  up  <- level 1 <-  up  <- ... <-----+
+
+    Level i works at 1 / (stem 2^i) of the resolution. Any height and width of at least 8 will do: images are padded
+    and cropped inside.
+
+    Args:
+        widths: channels per level; their number is the depth L.
+        blocks: residual blocks per level, in the encoder and in the decoder.
+        num_embeddings: codes per level, or one number for all.
+        embedding_dim: width of a code per level, or one number for all.
+        stem: patch size of the first and last convolution; 2 works at half resolution.
+        channels: C.
+        commitment_cost, decay: as in `VectorQuantizer`.
+        quantize: False leaves the code books out (a plain U-Net).
+        skips: False leaves the skip connections out (a VQ-VAE; with `quantize=False` a denoising autoencoder).
+
+    Attributes:
+        graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
+            int32 [B, h, w]), `loss` (the quantizers', a scalar) and `perplexity` (per level).
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 96),
+        blocks: int = 1,
+        num_embeddings: int | Sequence[int] = 512,
+        embedding_dim: int | Sequence[int] = 16,
+        stem: int = 2,
+        channels: int = 3,
+        commitment_cost: float = 0.25,
+        decay: float = 0.99,
+        quantize: bool = True,
+        skips: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        depth = len(widths)
+        codes = _per_level("num_embeddings", num_embeddings, depth)
+        dims = _per_level("embedding_dim", embedding_dim, depth)
+        for name, value in {"blocks": blocks, "stem": stem, "channels": channels, "widths": min(widths, default=0)}.items():
+            if value < 1:
+                raise ValueError(f"Expected {name} of at least 1. Received: {value!r}")
+
+        # === Layers ===
+        quantized_levels = range(depth) if skips else [depth - 1]
+        quantizers = {
+            i: VectorQuantizer(codes[i], dims[i], commitment_cost, decay=decay, name=f"quantizer_{i}")
+            for i in quantized_levels
+            if quantize
+        }
+
+        # === Functional graph ===
+        images = keras.Input((None, None, channels), name="images")
+        padded = parts.PadToMultiple(stem * 2 ** (depth - 1), name="pad")(images)
+        h = parts.convolution(2.0 * padded - 1.0, widths[0], "stem", kernel=stem + 2 * (stem // 2 or 1), strides=stem)
+        encoded = []
+        for i in range(depth):
+            if i:
+                h = parts.down(h, widths[i], f"down_{i}")
+            for b in range(blocks):
+                h = parts.residual(h, f"encoder_{i}_{b}")
+            encoded.append(h)
+
+        outputs: dict[str, Any] = {"indices": {}, "perplexity": {}}
+        losses = []
+
+        def bottle(level: int) -> Any:
+            """What the decoder may see of a level: code-book content only."""
+            z = parts.convolution(encoded[level], dims[level], f"to_codes_{level}", kernel=1)
+            if quantize:
+                result = quantizers[level](z)
+                z = result["quantized"]
+                losses.append(result["loss"])
+                outputs["indices"][f"level_{level}"] = result["indices"]
+                outputs["perplexity"][f"level_{level}"] = result["perplexity"]
+            return parts.convolution(z, widths[level], f"from_codes_{level}", kernel=1)
+
+        h = bottle(depth - 1)
+        for i in reversed(range(depth)):
+            if i < depth - 1:
+                h = parts.up(h, widths[i], f"up_{i}")
+                if skips:
+                    h = h + bottle(i)
+            for b in range(blocks):
+                h = parts.residual(h, f"decoder_{i}_{b}")
+        h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
+        h = ops.depth_to_space(h, stem) if stem > 1 else h
+        purified = parts.CropLike(name="crop")(layers.Activation("sigmoid", dtype="float32", name="unit")(h), images)
+        outputs["images"] = purified
+        outputs["loss"] = ops.sum(ops.stack(losses)) if losses else 0.0 * ops.sum(purified)
+        self.graph = keras.Model(images, outputs, name="graph")
+        self.built = True
+
+        # === Config ===
+        self.widths = tuple(widths)
+        self.blocks = blocks
+        self.num_embeddings = codes
+        self.embedding_dim = dims
+        self.stem = stem
+        self.channels = channels
+        self.commitment_cost = commitment_cost
+        self.decay = decay
+        self.quantize = quantize
+        self.skips = skips
+
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """The vector quantizers, finest level first; empty for `quantize=False`."""
+        found = [layer for layer in self.graph.layers if isinstance(layer, VectorQuantizer)]
+        return sorted(found, key=lambda layer: layer.name)
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        if images.shape[-1] != self.channels:
+            raise ValueError(f"Expected images [B, H, W, {self.channels}]. Received: shape={tuple(images.shape)}")
+        return self.graph(images, training=training)["images"]
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> Any:
+        return keras.KerasTensor(images.shape, dtype="float32")
+
+    def purify(self, images: Any, batch_size: int = 128) -> np.ndarray:
+        """Purifies a user's images.
+
+        Args:
+            images: uint8 in [0, 255] or float in [0, 1]; one [H, W, C] or a batch [B, H, W, C], an array or a tensor.
+            batch_size: images per step; memory grows with it, results do not change.
+
+        Returns:
+            A NumPy array float32 in [0, 1] of the same shape.
+
+        Raises:
+            ValueError: another rank or channel count, floats outside [0, 1], NaN, or sides below 8.
+        """
+        array = pixels.checked(images, self.channels)
+        single = array.ndim == 3
+        batch = array[None] if single else array
+        chunks = [
+            ops.convert_to_numpy(self(pixels.to_unit(batch[start : start + batch_size])))
+            for start in range(0, len(batch), batch_size)
+        ]
+        result = np.concatenate(chunks) if chunks else np.zeros(batch.shape, "float32")
+        return result[0] if single else result
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("widths", "blocks", "num_embeddings", "embedding_dim", "stem", "channels")
+        names += ("commitment_cost", "decay", "quantize", "skips")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _per_level(name: str, value: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """One number per level."""
+    values = (value,) * depth if isinstance(value, int) else tuple(value)
+    if len(values) != depth:
+        raise ValueError(f"Expected {name} to be one number or one for each of the {depth} levels. Received: {value!r}")
+    return values

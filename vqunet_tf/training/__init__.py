@@ -1,0 +1,1 @@
+"""Training: what is minimised, on which images, and the loop around it."""

@@ -1,0 +1,30 @@
+"""Which devices train: a `tf.distribute` strategy by name."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import keras
+
+from vqunet_tf.errors import choice
+
+STRATEGIES = ("auto", "none", "mirrored")
+
+
+def scope(name: str) -> contextlib.AbstractContextManager[Any]:
+    """The scope in which models are made and trained.
+
+    `auto` mirrors over the GPUs when there are several, `mirrored` over all GPUs (or logical CPUs), `none` is one
+    device. Backends other than TensorFlow always train on one.
+    """
+    choice("strategy", name, STRATEGIES)
+    if name == "none" or keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "auto" and len(gpus) < 2:
+        return contextlib.nullcontext()
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices]).scope()
