@@ -27,6 +27,14 @@ def sum_over_replicas(*tensors: Any) -> list[Any]:
     return list(context.all_reduce("SUM", list(tensors)))
 
 
+def share_of_loss(loss: Any) -> Any:
+    """A replica's mean loss as its share of the mean over all: what a `compute_loss` of one's own must return.
+
+    Keras sums gradients over replicas and divides only the losses it computes itself.
+    """
+    return loss / replica()[1]
+
+
 def input_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `g(x, *args)`: the gradient with respect to x of `sum(function(x, *args))`."""
     name = keras.backend.backend()

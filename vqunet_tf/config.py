@@ -93,7 +93,7 @@ class TrainingConfig:
     codebook_weight: float = 1.0
     strategy: str = "auto"
     precision: str = "float32"
-    jit_compile: bool = True
+    jit_compile: bool = False
     seed: int = 0
 
 
@@ -208,15 +208,15 @@ _PRESETS: dict[str, Config] = {
         data=DataConfig(dataset="digits"),
         classifier=ClassifierConfig(epochs=15, batch_size=64, max_shift=2),
         purifier=PurifierConfig(widths=(24, 48, 64), num_embeddings=(128, 128, 128)),
-        training=TrainingConfig(epochs=40, batch_size=64),
-        attack=AttackConfig(epsilon=0.25, copies=6),
+        training=TrainingConfig(epochs=24, batch_size=64),
+        attack=AttackConfig(epsilon=0.25, copies=4),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.2), num_examples=400),
     ),
     "fashion_mnist": Config(
         data=DataConfig(dataset="fashion_mnist"),
-        classifier=ClassifierConfig(flip=True),
-        training=TrainingConfig(epochs=6),
-        attack=AttackConfig(epsilon=0.3),
+        classifier=ClassifierConfig(widths=(32, 64, 128), epochs=12, flip=True),
+        training=TrainingConfig(epochs=7),
+        attack=AttackConfig(epsilon=0.3, max_steps=5),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.3)),
     ),
     "cifar10": Config(
@@ -241,7 +241,7 @@ def preset(name: str, dataset: str) -> Config:
         return Config(
             classifier=ClassifierConfig(widths=(8, 16), epochs=1),
             purifier=_SMALL,
-            training=TrainingConfig(epochs=1, jit_compile=False),
+            training=TrainingConfig(epochs=1),
             attack=AttackConfig(copies=1, max_steps=2),
             evaluation=EvaluationConfig(pgd_steps=2, num_examples=64, batch_size=64),
             data=DataConfig(dataset=dataset, limit=512),

@@ -9,11 +9,14 @@ from typing import Any
 
 from keras import ops
 
-MAX_BYTES = 64 * 2**20  # of scores held at once; larger problems go through in tiles of rows
+# Scores held at once. Small tiles stay in the processor's cache: on CPUs that is faster than one large matrix product.
+MAX_BYTES = 4 * 2**20
 
 # Candidate rows are spread over a batch by multiples of the golden ratio: evenly, never in step
 # with the rows of an image, and without random state that replicas would have to share.
 _GOLDEN = 0.6180339887498949
+
+_TINY = 1e-12  # below this length a vector has no direction
 
 
 def nearest_codes(vectors: Any, codebook: Any, max_bytes: int = MAX_BYTES) -> Any:
@@ -29,33 +32,118 @@ def nearest_codes(vectors: Any, codebook: Any, max_bytes: int = MAX_BYTES) -> An
     Returns:
         int32 [N], in [0, K).
     """
-    bias = 0.5 * ops.sum(ops.square(codebook), axis=-1)  # [K]
+    bias = -0.5 * ops.sum(ops.square(codebook), axis=-1)  # [K]
     transposed = ops.transpose(codebook)  # [D, K]
 
     def nearest(rows: Any) -> Any:
-        return ops.cast(ops.argmax(ops.matmul(rows, transposed) - bias, axis=-1), "int32")
+        # Added last, the bias is fused into the product.
+        return ops.cast(ops.argmax(ops.add(ops.matmul(rows, transposed), bias), axis=-1), "int32")
 
-    tile = max(1, max_bytes // (4 * codebook.shape[0]))
+    most = max(1, max_bytes // (4 * codebook.shape[0]))
     count, width = vectors.shape
-    if count is not None and count <= tile:
+    if count is not None and count <= most:
         return nearest(vectors)
     rows = ops.shape(vectors)[0]
-    tile = ops.maximum(1, ops.minimum(tile, rows)) if count is None else tile
-    tiles = (rows + tile - 1) // tile
+    tiles = -(-rows // most) if count is not None else ops.maximum(1, (rows + most - 1) // most)
+    tile = (rows + tiles - 1) // tiles  # as even as can be
     padded = ops.pad(vectors, [[0, tiles * tile - rows], [0, 0]])
     indices = ops.map(nearest, ops.reshape(padded, (tiles, tile, width)))
     return ops.reshape(indices, (-1,))[:rows]
 
 
+def lookup(codebook: Any, indices: Any) -> Any:
+    """The chosen codes, `codebook[indices]`: [K, D], int [N] -> [N, D].
+
+    Its gradient is the dense [K, D] sum per code. The sparse one of a plain gather would be exchanged row by row
+    between replicas, and differs in size on each.
+    """
+    number = codebook.shape[0]
+
+    @ops.custom_gradient
+    def take(codes: Any) -> Any:
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return ops.segment_sum(upstream, indices, num_segments=number)
+
+        return ops.take(codes, indices, axis=0), gradient
+
+    return take(codebook)
+
+
 @ops.custom_gradient
 def straight_through(vectors: Any, quantized: Any) -> Any:
-    """Returns `quantized` exactly, with the gradient of the identity to `vectors` and none to `quantized`."""
+    """Returns `quantized` exactly, with the gradient of the identity to `vectors` and none to `quantized`.
+
+    Estimating or Propagating Gradients Through Stochastic Neurons, Bengio et al. 2013, https://arxiv.org/abs/1308.3432.
+    """
 
     def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         upstream = args[0] if upstream is None else upstream
         return upstream, ops.zeros_like(upstream)
 
     return ops.add(quantized, ops.zeros_like(vectors)), gradient
+
+
+@ops.custom_gradient
+def rotation(vectors: Any, quantized: Any) -> Any:
+    """Returns `quantized` exactly; its gradient is turned and scaled as the vector is onto its code.
+
+    Restructuring Vector Quantization with the Rotation Trick, Fifty et al. 2024, https://arxiv.org/abs/2410.06424:
+    with unit vectors a of z and b of q and r of a + b, the constant matrix
+
+        M = |q| / |z| (I - 2 r r^T + 2 b a^T)        maps z to q, so that        grad_z = M^T grad_q.
+
+    Where z or q is zero, or q opposite to z, no rotation is defined, and the identity stands in.
+    """
+    a, length = _unit(vectors)
+    b, code_length = _unit(quantized)
+    r, between = _unit(a + b)
+    defined = ops.logical_and(ops.logical_and(length > _TINY, code_length > _TINY), between > _TINY)
+    scale = code_length / ops.maximum(length, _TINY)
+
+    def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+        g = args[0] if upstream is None else upstream
+        turned = g - 2.0 * r * ops.sum(r * g, -1, keepdims=True) + 2.0 * a * ops.sum(b * g, -1, keepdims=True)
+        return ops.where(defined, scale * turned, g), ops.zeros_like(g)
+
+    return ops.add(quantized, ops.zeros_like(vectors)), gradient
+
+
+def soft_codes(vectors: Any, quantized: Any, codebook: Any, temperature: float) -> Any:
+    """Returns `quantized` exactly; its gradient is that of the soft assignment, a smooth surrogate of the choice.
+
+        s(z) = sum_k p_k e_k,    p = softmax_k(-|z - e_k|^2 / temperature)
+        J^T g = 2 / temperature (sum_k p_k (e_k . g) e_k - (s . g) s)
+
+    Agustsson et al. 2017, Soft-to-Hard Vector Quantization, https://arxiv.org/abs/1704.00648. Holds [N, K] numbers.
+    """
+
+    @ops.custom_gradient
+    def replace(z: Any, q: Any) -> Any:
+        def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
+            g = args[0] if upstream is None else upstream
+            scores = ops.matmul(z, ops.transpose(codebook)) - 0.5 * ops.sum(ops.square(codebook), -1)
+            share = ops.softmax(2.0 / temperature * scores)  # [N, K]
+            mean = ops.matmul(share, codebook)  # [N, D]
+            along = ops.matmul(share * ops.matmul(g, ops.transpose(codebook)), codebook)
+            back = along - mean * ops.sum(mean * g, -1, keepdims=True)
+            return 2.0 / temperature * back, ops.zeros_like(g)
+
+        return ops.add(q, ops.zeros_like(z)), gradient
+
+    return replace(vectors, quantized)
+
+
+def on_unit_sphere(vectors: Any) -> Any:
+    """Vectors [..., D] divided by their length; zeros stay zeros."""
+    return _unit(vectors)[0]
+
+
+def _unit(vectors: Any) -> tuple[Any, Any]:
+    """(unit vectors, lengths [..., 1])."""
+    square = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+    length = ops.sqrt(ops.maximum(square, _TINY**2))
+    return vectors / length, length
 
 
 def code_sums(vectors: Any, indices: Any, num_embeddings: int) -> tuple[Any, Any]:

@@ -10,6 +10,11 @@ from keras import ops
 from vqunet_tf import backend
 from vqunet_tf.models import quantize
 
+CODEBOOKS = ("ema", "gradient")
+DISTANCES = ("euclidean", "cosine")
+GRADIENTS = ("straight_through", "rotation", "soft", "identity")
+INITS = ("kmeans", "uniform")
+
 _SAMPLES_PER_CODE = 4  # rows of the first batch per code, for k-means
 
 
@@ -34,6 +39,11 @@ class VectorQuantizer(keras.layers.Layer):
         commitment_cost: weight of the commitment loss.
         codebook: "ema" (moving averages) or "gradient" (learned by the optimizer).
         decay: of the moving averages, in [0, 1).
+        distance: "euclidean", or "cosine" (inputs and codes count by their direction only).
+        gradient: what reaches the inputs: "straight_through", "rotation", "soft" (of softened codes), or "identity",
+            which lets the inputs through unquantized. May be set on a built layer, before it is compiled into anything:
+            attacks that know the purifier try them all.
+        temperature: of the soft codes, a squared distance.
         revive_after: training steps without a hit until a code is moved; 0 never moves one.
         init: "kmeans" (from the first training batch) or "uniform".
 
@@ -52,6 +62,9 @@ class VectorQuantizer(keras.layers.Layer):
         commitment_cost: float = 0.25,
         codebook: str = "ema",
         decay: float = 0.99,
+        distance: str = "euclidean",
+        gradient: str = "straight_through",
+        temperature: float = 1.0,
         revive_after: int = 100,
         init: str = "kmeans",
         **kwargs: Any,
@@ -67,25 +80,37 @@ class VectorQuantizer(keras.layers.Layer):
                 "Expected commitment_cost and revive_after of at least 0. "
                 f"Received: {commitment_cost!r} and {revive_after!r}"
             )
-        _one_of("codebook", codebook, ("ema", "gradient"))
-        _one_of("init", init, ("kmeans", "uniform"))
+        if not temperature > 0.0:
+            raise ValueError(f"Expected a temperature above 0. Received: {temperature!r}")
+        _one_of("codebook", codebook, CODEBOOKS)
+        _one_of("distance", distance, DISTANCES)
+        _one_of("init", init, INITS)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
         self.codebook_kind = codebook
         self.decay = decay
+        self.distance = distance
+        self.gradient = gradient
+        self.temperature = temperature
         self.revive_after = revive_after
         self.init = init
-        self.autocast = False  # float32 inside, whatever the policy: half precision merges codes
 
     def build(self, input_shape: Any) -> None:
         self._check_width(input_shape)
         codes, width = self.num_embeddings, self.embedding_dim
 
         def state(name: str, shape: tuple[int, ...], initializer: Any, trainable: bool = False) -> Any:
-            # Replicas all assign the same all-reduced value; any other aggregation counts twice or raises.
+            # float32 whatever the policy: half precision merges codes. Replicas all assign the same all-reduced
+            # value: any other aggregation counts twice or raises.
             return self.add_weight(
-                name=name, shape=shape, dtype="float32", initializer=initializer, trainable=trainable, aggregation="none"
+                name=name,
+                shape=shape,
+                dtype="float32",
+                autocast=False,
+                initializer=initializer,
+                trainable=trainable,
+                aggregation="none",
             )
 
         limit = 3.0**0.5  # uniform with unit variance
@@ -100,9 +125,20 @@ class VectorQuantizer(keras.layers.Layer):
 
     @property
     def codebook(self) -> Any:
-        """The codes as they stand, float32 [K, D]."""
-        placed = ops.convert_to_tensor(self.placed)
-        return placed if self.learned is None else placed + self.learned
+        """The codes as they stand, float32 [K, D]; of length one for the cosine distance."""
+        codes = ops.convert_to_tensor(self.placed)
+        codes = codes if self.learned is None else codes + self.learned
+        return quantize.on_unit_sphere(codes) if self.distance == "cosine" else codes
+
+    @property
+    def gradient(self) -> str:
+        """Name of the gradient estimator."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, name: str) -> None:
+        _one_of("gradient", name, GRADIENTS)
+        self._gradient = name
 
     def usage(self) -> float:
         """Share of the codes chosen at least once in training since `reset_usage`, in [0, 1]."""
@@ -115,11 +151,13 @@ class VectorQuantizer(keras.layers.Layer):
         self._check_width(inputs.shape)
         inputs = ops.convert_to_tensor(inputs)
         vectors = ops.cast(ops.reshape(inputs, (-1, self.embedding_dim)), "float32")  # [N, D]
+        if self.distance == "cosine":
+            vectors = quantize.on_unit_sphere(vectors)
         frozen = ops.stop_gradient(vectors)
         candidates = self._prepare(frozen) if training else None
         codes = self.codebook
         indices = quantize.nearest_codes(frozen, ops.stop_gradient(codes))  # [N]
-        chosen = ops.take(codes, indices, axis=0)  # [N, D]
+        chosen = quantize.lookup(codes, indices)  # [N, D]
         counts, sums = quantize.code_sums(frozen, indices, self.num_embeddings)
         if training:
             counts, sums = backend.sum_over_replicas(counts, sums)
@@ -128,7 +166,7 @@ class VectorQuantizer(keras.layers.Layer):
         loss = self.commitment_cost * _mean_square(vectors - ops.stop_gradient(chosen))
         if self.learned is not None:
             loss = loss + _mean_square(frozen - chosen)
-        quantized = quantize.straight_through(vectors, ops.stop_gradient(chosen))
+        quantized = self._replace(vectors, ops.stop_gradient(chosen), ops.stop_gradient(codes))
         shape = ops.shape(inputs)
         return {
             "quantized": ops.cast(ops.reshape(quantized, shape), self.compute_dtype),
@@ -154,9 +192,20 @@ class VectorQuantizer(keras.layers.Layer):
             "commitment_cost": self.commitment_cost,
             "codebook": self.codebook_kind,
             "decay": self.decay,
+            "distance": self.distance,
+            "gradient": self.gradient,
+            "temperature": self.temperature,
             "revive_after": self.revive_after,
             "init": self.init,
         }
+
+    def _replace(self, vectors: Any, chosen: Any, codes: Any) -> Any:
+        """The chosen codes [N, D], with the gradient to the vectors that was asked for."""
+        if self.gradient == "rotation":
+            return quantize.rotation(vectors, chosen)
+        if self.gradient == "soft":
+            return quantize.soft_codes(vectors, chosen, codes, self.temperature)
+        return vectors if self.gradient == "identity" else quantize.straight_through(vectors, chosen)
 
     def _prepare(self, vectors: Any) -> Any:
         """Places the codes at the first step; returns rows of the batch [K, D] onto which dead codes may move."""
@@ -175,16 +224,16 @@ class VectorQuantizer(keras.layers.Layer):
         """Moves the code book after a training step, and keeps account of the codes nobody chose."""
         hit = ops.greater(counts, 0.0)
         idle = ops.where(hit, 0.0, self.idle_steps + 1.0)
-        weights = ops.convert_to_tensor(self.weights_ema)
-        moved = codes
+        placed, weights = ops.convert_to_tensor(self.placed), ops.convert_to_tensor(self.weights_ema)
         if self.learned is None:
             moved, weights = quantize.ema_update(codes, weights, counts, sums, self.decay)
+            placed = ops.where(hit[:, None], moved, placed)
         if self.revive_after:
             dead = ops.greater_equal(idle, float(self.revive_after))
-            moved = ops.where(dead[:, None], candidates, moved)
+            placed = ops.where(dead[:, None], candidates if self.learned is None else candidates - self.learned, placed)
             weights = ops.where(dead, 1.0, weights)
             idle = ops.where(dead, 0.0, idle)
-        self.placed.assign(moved if self.learned is None else self.placed + (moved - codes))
+        self.placed.assign(placed)
         self.weights_ema.assign(weights)
         self.idle_steps.assign(idle)
         self.hits.assign(self.hits + counts)

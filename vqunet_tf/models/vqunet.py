@@ -11,6 +11,7 @@ from keras import layers, ops
 
 from vqunet_tf import pixels
 from vqunet_tf.models import blocks as parts
+from vqunet_tf.models import presets
 from vqunet_tf.models.vector_quantizer import VectorQuantizer
 
 
@@ -165,6 +166,11 @@ class VQUNet(keras.Model):
         ]
         result = np.concatenate(chunks) if chunks else np.zeros(batch.shape, "float32")
         return result[0] if single else result
+
+    @classmethod
+    def from_preset(cls, name: str) -> VQUNet:
+        """Returns a purifier with released weights; an unknown name raises a `ValueError` that lists the known ones."""
+        return presets.load(name, "purifier")
 
     def get_config(self) -> dict[str, Any]:
         names = ("widths", "blocks", "num_embeddings", "embedding_dim", "stem", "channels")

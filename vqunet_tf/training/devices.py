@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import keras
@@ -27,4 +28,12 @@ def scope(name: str) -> contextlib.AbstractContextManager[Any]:
     if name == "auto" and len(gpus) < 2:
         return contextlib.nullcontext()
     devices = gpus or tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([device.name for device in devices]).scope()
+    return _mirrored(tuple(device.name for device in devices)).scope()
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> Any:
+    """One strategy for the whole process: two would number their all-reduces alike, and TensorFlow mixes them up."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(list(devices))

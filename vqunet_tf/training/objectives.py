@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from vqunet_tf import pixels
+from vqunet_tf import backend, pixels
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models.vqunet import VQUNet
 
@@ -30,7 +30,7 @@ class ClassifierObjective(keras.Model):
         self.accuracy.update_state(y, y_pred)
         classes = y_pred.shape[-1]
         wanted = ops.one_hot(ops.cast(y, "int32"), classes) * (1.0 - self.smoothing) + self.smoothing / classes
-        return -ops.mean(ops.sum(wanted * ops.log_softmax(y_pred), axis=-1))
+        return backend.share_of_loss(-ops.mean(ops.sum(wanted * ops.log_softmax(y_pred), axis=-1)))
 
 
 class GrayBoxObjective(keras.Model):
@@ -77,4 +77,4 @@ class GrayBoxObjective(keras.Model):
         }
         for name, metric in self.parts.items():
             metric.update_state(losses[name])
-        return sum(weight * losses[name] for name, weight in self.weights_of.items())
+        return backend.share_of_loss(sum(weight * losses[name] for name, weight in self.weights_of.items()))

@@ -1,0 +1,75 @@
+"""What every test shares: quiet logs, one seed, prepared data where there is any, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before TensorFlow is imported by any test.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # on a GPU, compare true float32
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Every test starts from the same random state, in whatever order tests run."""
+    random.seed(0)
+    np.random.seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> Path:
+    """Where prepared TFDS data sets lie; the test is skipped where there are none."""
+    folder = Path(os.environ.get("TFDS_DATA_DIR") or ROOT.parent / "shared" / "tfds").expanduser()
+    if not folder.is_dir():
+        pytest.skip("no prepared data sets: set TFDS_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fails the run if a test started a process and did not end it."""
+    before = _children()
+    yield
+    left = {pid: command for pid, command in _children().items() if pid not in before}
+    assert not left, f"processes left behind: {left}"
+
+
+def _children() -> dict[int, str]:
+    """Process id → command of this process's living children; empty where there is no /proc."""
+    found = {}
+    for listing in Path("/proc/self/task").glob("*/children"):
+        for pid in listing.read_text().split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # ended in between
+                continue
+            if command and "resource_tracker" not in command:  # zombies have none; Python keeps the tracker itself
+                found[int(pid)] = command
+    return found
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(0)
+
+
+def pytest_configure() -> None:
+    """Four logical CPUs, before TensorFlow starts, so that replicas can be tested on any machine."""
+    import tensorflow as tf
+
+    cpus = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 4)

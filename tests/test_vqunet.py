@@ -1,0 +1,130 @@
+"""The purifier and the defended model: shapes, ranges, what reaches the decoder, round trips."""
+
+import keras
+import numpy as np
+import pytest
+
+from vqunet_tf import DefendedClassifier, VQUNet
+
+
+@pytest.fixture
+def purifier():
+    return VQUNet(widths=(8, 12), num_embeddings=(16, 32), embedding_dim=(4, 6), channels=1)
+
+
+def classifier_for(shape, classes=5):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.Flatten()(inputs)))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (9, 31, 3), (32, 32, 2)], ids=str)
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_any_size_and_channel_count_comes_back_in_its_shape_and_range(shape, stem, rng):
+    model = VQUNet(widths=(8, 8, 8), num_embeddings=8, embedding_dim=4, stem=stem, channels=shape[-1])
+    images = rng.random((2, *shape), dtype="float32")
+    purified = model.purify(images)
+    assert purified.shape == images.shape and purified.dtype == np.float32
+    assert 0.0 <= purified.min() and purified.max() <= 1.0
+
+
+def test_only_code_book_content_reaches_the_decoder(purifier, rng):
+    """Two images with the same codes at every level give the same output, to the last bit."""
+    image = rng.random((1, 16, 16, 1), dtype="float32")
+    found = purifier.graph(image)["indices"]
+    nudged = image + np.float32(1e-6) * (image < 0.5)
+    again = purifier.graph(nudged)["indices"]
+    assert all(np.array_equal(found[level], again[level]) for level in found)
+    assert not np.array_equal(image, nudged)
+    np.testing.assert_array_equal(purifier(image), purifier(nudged))
+
+
+def test_without_quantizers_the_same_nudge_is_seen(rng):
+    model = VQUNet(widths=(8, 12), channels=1, quantize=False)
+    image = rng.random((1, 16, 16, 1), dtype="float32")
+    assert model.quantizers == []
+    assert not np.array_equal(model(image), model(image + np.float32(1e-3) * (image < 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "levels"),
+    [({}, 2), ({"skips": False}, 1), ({"quantize": False}, 0), ({"skips": False, "quantize": False}, 0)],
+    ids=str,
+)
+def test_ablations_are_arguments(arguments, levels):
+    model = VQUNet(widths=(8, 12), num_embeddings=8, embedding_dim=4, channels=1, **arguments)
+    assert len(model.quantizers) == levels
+    assert VQUNet.from_config(model.get_config()).get_config() == model.get_config()
+
+
+def test_padding_does_not_change_an_image_that_needs_none(purifier, rng):
+    """A 12-row image padded inside to 12 is the crop of nothing: purifying is equal alone and in a batch."""
+    images = rng.random((3, 12, 12, 1), dtype="float32")
+    together = purifier.purify(images)
+    for image, expected in zip(images, together, strict=True):
+        np.testing.assert_allclose(purifier.purify(image), expected, atol=1e-6)
+
+
+def test_bytes_and_floats_mean_the_same_image(purifier, rng):
+    image = rng.integers(0, 256, size=(16, 16, 1), dtype="uint8")
+    np.testing.assert_array_equal(purifier.purify(image), purifier.purify((image / 255.0).astype("float32")))
+    assert purifier.purify(np.zeros((0, 16, 16, 1), "uint8")).shape == (0, 16, 16, 1)
+    np.testing.assert_array_equal(purifier.purify(image[None], batch_size=1)[0], purifier.purify(image))
+
+
+def test_file_round_trip_at_another_batch_size(purifier, tmp_path, rng):
+    purifier.graph(rng.random((8, 16, 16, 1), dtype="float32"), training=True)
+    purifier.save(tmp_path / "purifier.keras")
+    again = keras.models.load_model(tmp_path / "purifier.keras")
+    for batch in (1, 5):
+        images = rng.random((batch, 20, 12, 1), dtype="float32")
+        np.testing.assert_array_equal(again(images), purifier(images))
+
+
+def test_the_defended_model_is_the_classifier_after_the_purifier(purifier, tmp_path, rng):
+    classifier = classifier_for((16, 16, 1))
+    defended = DefendedClassifier(purifier, classifier)
+    images = rng.random((3, 16, 16, 1), dtype="float32")
+    np.testing.assert_array_equal(defended(images), classifier(purifier(images)))
+    np.testing.assert_allclose(defended.predict(images, verbose=0), defended(images), atol=1e-5)
+    defended.save(tmp_path / "defended.keras")
+    again = keras.models.load_model(tmp_path / "defended.keras")
+    np.testing.assert_array_equal(again(images), defended(images))
+    assert isinstance(again.purifier, VQUNet) and again.classifier.output_shape == (None, 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((16, 16, 3), "uint8"), r"\[H, W, 1\].*shape=\(16, 16, 3\)"),
+        (np.zeros((16, 16), "uint8"), r"shape=\(16, 16\)"),
+        (np.zeros((4, 16, 1), "uint8"), "at least 8x8"),
+        (np.full((16, 16, 1), 1.5, "float32"), r"\[0, 1\].*1.5"),
+        (np.full((16, 16, 1), np.nan, "float32"), "nan"),
+        (np.zeros((16, 16, 1), "int64"), "dtype=int64"),
+    ],
+    ids=["channels", "rank", "small", "range", "nan", "dtype"],
+)
+def test_wrong_images_say_expected_and_received(purifier, images, message):
+    with pytest.raises(ValueError, match=message):
+        purifier.purify(images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_embeddings": (8, 8, 8)}, "each of the 2 levels"),
+        ({"stem": 0}, "stem.*Received: 0"),
+        ({"channels": 0}, "channels.*Received: 0"),
+        ({"widths": ()}, "widths"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_say_expected_and_received(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VQUNet(**{"widths": (8, 12), "channels": 1, **arguments})
+
+
+def test_too_small_for_the_depth_says_so():
+    model = VQUNet(widths=(4,) * 6, num_embeddings=4, embedding_dim=2, channels=1)
+    with pytest.raises(ValueError, match="at least 32 pixels"):
+        model(np.zeros((1, 16, 16, 1), "float32"))
