@@ -99,7 +99,7 @@ def test_pgd_is_cleverhans_loop_from_the_same_start(victim, batch, threat: Threa
 def test_the_default_step_crosses_the_ball():
     assert PGD(threat=LINF, steps=10).length == pytest.approx(2.5 * 0.05 / 10)
     assert PGD(threat=LINF, steps=10, step_size=0.01).length == 0.01
-    with pytest.raises(ValueError, match="at least one step, got 0"):
+    with pytest.raises(UserError, match="at least one step, got 0"):
         PGD(threat=LINF, steps=0)
 
 
@@ -273,6 +273,8 @@ def test_batches_see_every_row_once_at_one_size():
     assert seen == [([0, 1], 2), ([2, 3], 2), ([4, 4], 1)]
     assert [(rows.tolist(), count) for rows, count in batches(2, 9)] == [([0, 1], 2)]
     assert list(batches(0, 4)) == []
+    with pytest.raises(UserError, match="batch size of at least 1, got 0"):
+        list(batches(5, 0))
 
 
 def test_progress_counts_images_and_wrong_arrays_are_refused(victim, batch):

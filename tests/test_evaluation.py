@@ -6,6 +6,7 @@ import dataclasses
 import getpass
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,8 @@ def test_unknown_names_and_models_that_do_not_fit_are_refused(problem, averaging
         suites.build("huge", [], THREATS, 3)
     with pytest.raises(UserError, match=r"labels 0\.\.9, the classifier gives \[60, 4\]"):
         _evaluate((classifier, images, labels + 6), averaging)
+    with pytest.raises(UserError, match=r"uint8 or floats in \[0,1\], got .* to \d\d\d"):
+        _evaluate((classifier, 255 * images, labels), averaging)
 
 
 # === Checks, met by what they are made to catch ===
@@ -527,11 +530,7 @@ def run_folder(tmp_path):
 
 
 def _main(*flags: str) -> None:
-    command.FLAGS.unparse_flags()
-    for name in command.FLAGS:
-        command.FLAGS[name].unparse()
-    command.FLAGS(["evaluate", *flags])
-    command.main([])
+    command.console(["evaluate", *flags])
 
 
 def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, capsys):
@@ -557,19 +556,25 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert {row["n"] for row in found["rows"]} == {5}
     assert {row["steps"] for row in found["rows"]} == {0, 1, 2}
 
+    assert (run_folder.path / "plots" / "curves.png").exists()
+    _main(f"--run_dir={run_folder.path}", "--epsilons=0.1", "--attacks=fgsm")
+    assert not (run_folder.path / "plots" / "curves.png").exists()  # one epsilon is no curve, and the old one is wrong
 
-def test_the_command_refuses_what_cannot_be_measured(run_folder, tmp_path):
+
+def test_the_command_refuses_what_cannot_be_measured(run_folder, tmp_path, capsys):
+    def refused(message: str, *flags: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            _main(*flags)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2 and re.search(message, line), line
+
     flag = f"--run_dir={run_folder.path}"
-    with pytest.raises(UserError, match=r"between 1 and .* examples.*got 100000"):
-        _main(flag, "--num_examples=100000")
-    with pytest.raises(UserError, match=r"\[0,1\] scale.*got 8.0"):
-        _main(flag, "--epsilons=8")
-    with pytest.raises(UserError, match="is not a run folder"):
-        _main(f"--run_dir={tmp_path / 'nothing'}")
+    refused(r"between 1 and .* examples.*got 100000", flag, "--num_examples=100000")
+    refused(r"\[0,1\] scale.*got 8.0", flag, "--epsilons=8")
+    refused("is not a run folder", f"--run_dir={tmp_path / 'nothing'}")
     layers = [keras.Input((32, 32, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
     runs.save_model(keras.Sequential(layers), run_folder.classifier)
-    with pytest.raises(UserError, match="the data has 10 classes"):
-        _main(flag)
+    refused("the data has 10 classes", flag)
     assert not run_folder.report.exists()
 
 
@@ -584,7 +589,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
     )
     assert ran.returncode == 2
     assert ran.stdout == ""
-    assert ran.stderr.splitlines() == ["error: Unknown command line flag 'epsilon'. Did you mean: epsilons ?"]
+    assert ran.stderr.splitlines() == ["error: Unknown command line flag 'epsilon'. Did you mean: epsilons ? (--help lists the flags)"]
 
 
 def test_an_outcome_is_a_frozen_value():

@@ -7,58 +7,51 @@ The same command again goes on where the last one stopped and, when all is done,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from absl import flags
 
-from trainers.flags import run as run_command
+from commands.run import run
 from vqunet_tf import config as configuration
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import devices, fit
 
-FLAGS = flags.FlagValues()
 
-flags.DEFINE_string(
-    "dataset",
-    None,
-    "digits (embedded), fashion_mnist, cifar10, any other TFDS image-classification set, "
-    "or a folder DIR/{train,test}/<class>/*.png.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string("data_dir", None, "Where prepared TFDS data sets lie; default $TFDS_DATA_DIR.", flag_values=FLAGS)
-flags.DEFINE_string("run_dir", None, "Folder of this run; default runs/<dataset>.", flag_values=FLAGS)
-flags.DEFINE_string("preset", "", "Settings by name; default the data set's own. smoke is a few steps.", flag_values=FLAGS)
-flags.DEFINE_string("classifier", None, "A Keras classifier (.keras) giving logits, instead of training one.", flag_values=FLAGS)
-flags.DEFINE_enum("objective", "gray_box", fit.OBJECTIVES, "What the purifier is trained for.", flag_values=FLAGS)
-flags.DEFINE_enum("strategy", "auto", devices.STRATEGIES, "Devices: see vqunet_tf/training/devices.py.", flag_values=FLAGS)
-flags.DEFINE_enum("precision", "float32", fit.PRECISIONS, "Arithmetic of the layers.", flag_values=FLAGS)
-flags.DEFINE_integer("seed", 0, "Decides weights, order, noise and adversaries.", flag_values=FLAGS)
-flags.DEFINE_multi_string("set", [], "A setting, --set=training.epochs=3; may be repeated.", flag_values=FLAGS)
-flags.mark_flag_as_required("dataset", flag_values=FLAGS)
-
-
-def main(argv: list[str]) -> None:
-    del argv
+def main(values: flags.FlagValues) -> None:
     config = (
-        configuration.preset(FLAGS.preset, FLAGS.dataset)
+        configuration.preset(values.preset, values.dataset)
         .replace(
             {
-                "data.data_dir": FLAGS.data_dir,
-                "classifier.path": FLAGS.classifier,
-                "training.objective": FLAGS.objective,
-                "training.strategy": FLAGS.strategy,
-                "training.precision": FLAGS.precision,
-                "training.seed": FLAGS.seed,
+                "data.data_dir": values.data_dir,
+                "classifier.path": values.classifier,
+                "training.objective": values.objective,
+                "training.strategy": values.strategy,
+                "training.precision": values.precision,
+                "training.seed": values.seed,
             }
         )
-        .override(FLAGS["set"].value)
+        .override(values["set"].value)
     )
-    run = RunFolder(FLAGS.run_dir or f"runs/{FLAGS.dataset.strip('/').split('/')[-1]}")
-    fit.train(config, run, say=print)
-    print(f"done: {run.path} (next: python -m trainers.evaluate --run_dir={run.path})")
+    folder = RunFolder(values.run_dir or f"runs/{values.dataset.strip('/').split('/')[-1]}")
+    fit.train(config, folder, say=print)
+    print(f"done: {folder.path} (next: python -m trainers.evaluate --run_dir={folder.path})")
 
 
-def console() -> None:
-    """Entry point of `vqunet-train`."""
-    run_command(main, FLAGS)
+def console(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` starts with the program's name, as `sys.argv` does."""
+    values = flags.FlagValues()
+    data = "digits (embedded), fashion_mnist, cifar10, any other TFDS image-classification set, or a folder DIR/{train,test}/<class>/*.png"
+    flags.DEFINE_string("dataset", None, data, flag_values=values)
+    flags.DEFINE_string("data_dir", None, "where prepared TFDS data sets lie; without it $TFDS_DATA_DIR", flag_values=values)
+    flags.DEFINE_string("run_dir", None, "the folder of this run; without it runs/<dataset>", flag_values=values)
+    flags.DEFINE_string("preset", "", "settings by name, without it the data set's own; smoke is a few steps", flag_values=values)
+    flags.DEFINE_string("classifier", None, "a Keras classifier (.keras) giving logits, instead of training one", flag_values=values)
+    flags.DEFINE_enum("objective", "gray_box", fit.OBJECTIVES, "what the purifier is trained for", flag_values=values)
+    flags.DEFINE_enum("strategy", "auto", devices.STRATEGIES, "auto: all GPUs if several; mirrored: all devices", flag_values=values)
+    flags.DEFINE_enum("precision", "float32", fit.PRECISIONS, "arithmetic of the layers", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "decides weights, order, noise and adversaries", flag_values=values)
+    flags.DEFINE_multi_string("set", [], "a setting, --set=training.epochs=3; may be repeated", flag_values=values)
+    run(main, values, str(__doc__), required=("dataset",), argv=argv)
 
 
 if __name__ == "__main__":

@@ -67,12 +67,15 @@ def input_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function of tensors whole where the backend can; its Keras variables must be frozen."""
+    """Compiles a function of tensors where the backend can; its Keras variables must be frozen.
+
+    TensorFlow gets a graph without XLA, which is slower here on CPUs.
+    """
     name = keras.backend.backend()
     if name == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True)
+        return tf.function(function)
     if name == "jax":
         import jax
 

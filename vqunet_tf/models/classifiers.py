@@ -60,12 +60,18 @@ def check(classifier: keras.Model, image_shape: Sequence[int], num_classes: int,
             1 on them gives probabilities.
         source: how the message names the classifier, such as its path.
     """
-    if len(classifier.inputs or [None]) != 1:
-        raise UserError(f"{source} takes {len(classifier.inputs)} inputs: expected one, images [B, H, W, C]")
-    expected = tuple(classifier.input_shape[1:]) if classifier.inputs else tuple(image_shape)
-    if len(expected) != 3 or any(a is not None and a != b for a, b in zip(expected, image_shape, strict=True)):
-        raise UserError(f"{source} expects images of shape {expected}, the data has {tuple(image_shape)}: give the classifier of this data set")
-    logits = ops.convert_to_numpy(classifier(pixels.to_unit(images), training=False))
+    expected = getattr(classifier, "input_shape", None)  # a subclassed model may not know
+    if expected is not None:
+        sides = tuple(expected[1:])
+        if len(sides) != 3 or any(a is not None and a != b for a, b in zip(sides, image_shape, strict=True)):
+            raise UserError(
+                f"{source} expects images of shape {sides}, the data has {tuple(image_shape)}: "
+                "give the classifier of this data set"
+            )
+    try:
+        logits = ops.convert_to_numpy(classifier(pixels.to_unit(images), training=False))
+    except Exception as error:  # whatever the user's model raises
+        raise UserError(f"{source} cannot be called on images {images.shape}: {error}") from None
     if logits.ndim != 2 or logits.shape[1] != num_classes:
         raise UserError(f"{source} gives outputs of shape {logits.shape[1:]}, the data has {num_classes} classes: expected logits [B, {num_classes}]")
     if logits.min() >= 0.0 and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):

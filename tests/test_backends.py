@@ -1,0 +1,49 @@
+"""TensorFlow, JAX and PyTorch: one saved model, equal outputs, equal training steps. A process per backend."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vqunet_tf import DefendedClassifier, VQUNet
+from vqunet_tf.models import classifiers
+
+SCRIPT = str(Path(__file__).with_name("backends.py"))
+INSTALLED = [name for name in ("jax", "torch") if importlib.util.find_spec(name)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Backend -> what tests/backends.py found with the model that this process (TensorFlow) saved."""
+    folder = tmp_path_factory.mktemp("backends")
+    purifier = VQUNet(widths=(8, 12), num_embeddings=(16, 32), embedding_dim=(4, 6), channels=3)
+    images = np.random.default_rng(1).random((16, 16, 16, 3), dtype="float32")
+    purifier.graph(images, training=True)  # codes where a first batch puts them
+    classifier = classifiers.build("residual", (16, 16, 3), 4, (4, 8), 1)
+    DefendedClassifier(purifier, classifier).save(folder / "defended.keras")
+    for name in ("tensorflow", *INSTALLED):
+        subprocess.run([sys.executable, SCRIPT, str(folder)], check=True, env={**os.environ, "KERAS_BACKEND": name}, timeout=300)
+    return {name: np.load(folder / f"{name}.npz") for name in ("tensorflow", *INSTALLED)}
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_backends_agree(backend, found):
+    if backend not in INSTALLED:
+        pytest.skip(f"{backend} is not installed")
+    ours, theirs = found["tensorflow"], found[backend]
+    assert set(ours.files) == set(theirs.files)
+    for name in ours.files:
+        tolerance = 1e-3 if name.startswith(("trained", "losses")) else 1e-4
+        if name == "adversaries":  # a step is a sign: where the gradient is all but zero, rounding decides it
+            assert np.mean(np.abs(ours[name] - theirs[name]) > tolerance) < 0.01
+        else:
+            np.testing.assert_allclose(theirs[name], ours[name], atol=tolerance, err_msg=name)
+
+
+def test_training_moved_the_weights(found):
+    ours = found["tensorflow"]
+    assert ours["losses"][1] < ours["losses"][0]

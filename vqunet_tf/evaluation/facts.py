@@ -1,0 +1,52 @@
+"""What the models of an evaluation are: names, sizes, and how they do on the whole clean test split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vqunet_tf import pixels
+from vqunet_tf.attacks.base import batches
+from vqunet_tf.data import Split
+from vqunet_tf.models import VQUNet
+
+
+def describe(
+    classifier: keras.Model, purifier: keras.Model, split: Split, batch_size: int = 100
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the `classifier` and `purifier` entries of report.json, measured on all of `split`.
+
+    codebook_usage: for each quantizer, finest first, the share of codes that some image of the split uses.
+    """
+    is_vqunet = isinstance(purifier, VQUNet)
+    used = [np.zeros(layer.num_embeddings, bool) for layer in purifier.quantizers] if is_vqunet else []
+
+    @tf.function
+    def step(images: tf.Tensor) -> tuple[Any, Any, list[Any]]:
+        unit = pixels.to_unit(images)
+        result = purifier.graph(unit, training=False) if is_vqunet else {"images": purifier(unit, training=False)}
+        indices = [result["indices"][level] for level in sorted(result.get("indices", {}))]
+        return classifier(unit, training=False), classifier(result["images"], training=False), indices
+
+    bare, purified = [], []
+    for index, count in batches(len(split.labels), batch_size):
+        logits, defended, indices = step(tf.constant(split.images[index]))
+        bare.append(np.argmax(logits, axis=1)[:count])
+        purified.append(np.argmax(defended, axis=1)[:count])
+        for codes, chosen in zip(used, indices, strict=True):
+            codes[np.unique(chosen[:count])] = True
+    n = len(split.labels)
+    accuracy, clean_accuracy = (float(np.mean(np.concatenate(found) == split.labels)) for found in (bare, purified))
+    return (
+        {"name": classifier.name, "params": classifier.count_params(), "accuracy": accuracy, "n": n},
+        {
+            "name": "vqunet" if is_vqunet else purifier.name,
+            "params": purifier.count_params(),
+            "clean_accuracy": clean_accuracy,
+            "n": n,
+            "codebook_usage": [round(float(codes.mean()), 4) for codes in used],
+        },
+    )
