@@ -31,12 +31,14 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Makes the environment if there is none, then installs each file that is newer than its stamp in there.
-# Stamps are tested in the shell, not by make, so that paths may hold spaces.
+# Stamps are tested in the shell, not by make, so that paths may hold spaces. The pip that comes with Python 3.10
+# takes many minutes to resolve what a newer one resolves in seconds; without a newer one it still works.
 define install
 set -e; \
 if ! "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1; then \
 	"$(PYTHON)" -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else f"error: expected Python 3.10-3.13, got {sys.version.split()[0]}: give another with PYTHON=python3.11")'; \
 	"$(PYTHON)" -m venv "$(VENV)"; \
+	"$(VENV)/bin/python" -m pip install --quiet --upgrade pip || true; \
 fi; \
 for file in $(1); do \
 	stamp="$(VENV)/.$$file"; \

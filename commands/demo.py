@@ -1,6 +1,6 @@
 """The whole chain on the embedded digits, each step a command anyone can type: train, attack, report, export, serve, ask.
 
-    python -m commands.demo
+python -m commands.demo
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def _serve_and_ask(images: list[Path]) -> None:
     """Starts the server, sends it clean and adversarial images with and without the purifier, stops it."""
     serve = ["--model_base_path=" + EXPORTED, "--model_name=digits", "--port=0"]
     _show("serving.server", *serve)
-    with subprocess.Popen([sys.executable, "-m", "serving.server", *serve], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving.server", *serve], stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             line = server.stdout.readline() if server.stdout else ""
             print(line, end="")

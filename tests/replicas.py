@@ -56,7 +56,9 @@ def main(replicas: int, path: str) -> None:
             model.compile(optimizer=keras.optimizers.SGD(0.1))
             model(batches[:BATCH])
         losses = Losses()
-        model.fit(tf.data.Dataset.from_tensor_slices(batches).batch(BATCH), verbose=0, callbacks=[losses], shuffle=False)
+        model.fit(
+            tf.data.Dataset.from_tensor_slices(batches).batch(BATCH), verbose=0, callbacks=[losses], shuffle=False
+        )
         results[f"{kind} losses"] = losses.values
         differ = 0.0
         for place, weight in enumerate(model.weights):

@@ -26,7 +26,9 @@ def found(tmp_path_factory):
     classifier = classifiers.build("residual", (16, 16, 3), 4, (4, 8), 1)
     DefendedClassifier(purifier, classifier).save(folder / "defended.keras")
     for name in ("tensorflow", *INSTALLED):
-        subprocess.run([sys.executable, SCRIPT, str(folder)], check=True, env={**os.environ, "KERAS_BACKEND": name}, timeout=300)
+        subprocess.run(
+            [sys.executable, SCRIPT, str(folder)], check=True, env={**os.environ, "KERAS_BACKEND": name}, timeout=300
+        )
     return {name: np.load(folder / f"{name}.npz") for name in ("tensorflow", *INSTALLED)}
 
 

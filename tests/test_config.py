@@ -41,7 +41,7 @@ def test_overrides_are_typed():
         ("training.epochs=1.5", "training.epochs: expected int, got 1.5"),
         ("training.jit_compile=1", "expected bool, got 1"),
         ("purifier.widths=8", "expected a list, got 8"),
-        ("purifier.widths=[8,\"a\"]", "expected int, got 'a'"),
+        ('purifier.widths=[8,"a"]', "expected int, got 'a'"),
     ],
 )
 def test_wrong_overrides_are_one_line(assignment, message):

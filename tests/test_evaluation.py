@@ -589,7 +589,9 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
     )
     assert ran.returncode == 2
     assert ran.stdout == ""
-    assert ran.stderr.splitlines() == ["error: Unknown command line flag 'epsilon'. Did you mean: epsilons ? (--help lists the flags)"]
+    assert ran.stderr.splitlines() == [
+        "error: Unknown command line flag 'epsilon'. Did you mean: epsilons ? (--help lists the flags)"
+    ]
 
 
 def test_an_outcome_is_a_frozen_value():

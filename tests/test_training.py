@@ -68,7 +68,9 @@ class TestBatches:
         np.testing.assert_array_equal(batches[0][0], images[first[:10]])  # no shift, no flip: the images themselves
 
     def test_shifts_are_crops_of_the_mirrored_border(self, images):
-        batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=40, max_shift=2, flip=True), seed=3)
+        batches = ClassifierBatches(
+            images, np.arange(40), ClassifierConfig(batch_size=40, max_shift=2, flip=True), seed=3
+        )
         shown, labels = batches[0]
         padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)], mode="reflect")
         for image, label in zip(shown, labels, strict=True):
@@ -80,7 +82,9 @@ class TestBatches:
         shares = {"clean": 0.0, "noisy": 0.0, "adversarial": 0.0, kind: 1.0}
         adversarial = np.stack([images // 2, images // 3])
         settings = TrainingConfig(batch_size=20, **shares)
-        batches = PurifierBatches(images, np.zeros((40, 4), "float32"), adversarial, settings, AttackConfig(epsilon=0.1))
+        batches = PurifierBatches(
+            images, np.zeros((40, 4), "float32"), adversarial, settings, AttackConfig(epsilon=0.1)
+        )
         inputs, logits = batches[0]
         again, _ = batches[0]
         np.testing.assert_array_equal(inputs["seen"], again["seen"])
@@ -170,7 +174,9 @@ class TestRuns:
         mine = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs)))
         mine.save(tmp_path / "mine.keras")
         run = RunFolder(tmp_path / "run")
-        fit.train(tiny(**{"classifier.path": str(tmp_path / "mine.keras"), "training.epochs": 1}), run, say=lambda line: None)
+        fit.train(
+            tiny(**{"classifier.path": str(tmp_path / "mine.keras"), "training.epochs": 1}), run, say=lambda line: None
+        )
         for kept, weight in zip(run.load_classifier().weights, mine.weights, strict=True):
             np.testing.assert_array_equal(kept.numpy(), weight.numpy())
 

@@ -24,7 +24,7 @@ def test_any_size_and_channel_count_comes_back_in_its_shape_and_range(shape, ste
     images = rng.random((2, *shape), dtype="float32")
     purified = model.purify(images)
     assert purified.shape == images.shape and purified.dtype == np.float32
-    assert 0.0 <= purified.min() and purified.max() <= 1.0
+    assert purified.min() >= 0.0 and purified.max() <= 1.0
 
 
 def test_only_code_book_content_reaches_the_decoder(purifier, rng):

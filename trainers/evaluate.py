@@ -39,7 +39,9 @@ def main(values: flags.FlagValues) -> None:
 
     test = data.load(dataclasses.replace(config.data, data_dir=values.data_dir or config.data.data_dir), "test")
     part = sample(test, settings.num_examples if values.num_examples is None else values.num_examples)
-    classifiers.check(classifier, test.images.shape[1:], len(test.class_names), part.images[:64], str(folder.classifier))
+    classifiers.check(
+        classifier, test.images.shape[1:], len(test.class_names), part.images[:64], str(folder.classifier)
+    )
     output = report.make_folder(Path(values.output_dir or folder.path))
 
     with tqdm(unit="img", unit_scale=True, dynamic_ncols=True, delay=1) as bar:
@@ -97,7 +99,9 @@ def console(argv: Sequence[str] | None = None) -> None:
     radii = "radii (linf) on the [0,1] scale, 0.1 or 8/255; without it the run's"
     number = "test images, from a fixed permutation; without it the run's"
     flags.DEFINE_string("run_dir", None, "folder of a finished training run", flag_values=values)
-    flags.DEFINE_string("suite", "quick", f"attacks by the name of a set: {', '.join(suites.SUITES)}", flag_values=values)
+    flags.DEFINE_string(
+        "suite", "quick", f"attacks by the name of a set: {', '.join(suites.SUITES)}", flag_values=values
+    )
     flags.DEFINE_list("attacks", [], f"attacks one by one, instead: {','.join(ATTACKS)}", flag_values=values)
     flags.DEFINE_list("epsilons", [], radii, flag_values=values)
     flags.DEFINE_list("threat_models", _THREAT_MODELS, "what the attacker knows", flag_values=values)

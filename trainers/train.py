@@ -30,7 +30,7 @@ def main(values: flags.FlagValues) -> None:
                 "training.seed": values.seed,
             }
         )
-        .override(values["set"].value)
+        .override(values["set"].value or ())
     )
     folder = RunFolder(values.run_dir or f"runs/{values.dataset.strip('/').split('/')[-1]}")
     fit.train(config, folder, say=print)
@@ -42,12 +42,20 @@ def console(argv: Sequence[str] | None = None) -> None:
     values = flags.FlagValues()
     data = "digits (embedded), fashion_mnist, cifar10, any other TFDS image-classification set, or a folder DIR/{train,test}/<class>/*.png"
     flags.DEFINE_string("dataset", None, data, flag_values=values)
-    flags.DEFINE_string("data_dir", None, "where prepared TFDS data sets lie; without it $TFDS_DATA_DIR", flag_values=values)
+    flags.DEFINE_string(
+        "data_dir", None, "where prepared TFDS data sets lie; without it $TFDS_DATA_DIR", flag_values=values
+    )
     flags.DEFINE_string("run_dir", None, "the folder of this run; without it runs/<dataset>", flag_values=values)
-    flags.DEFINE_string("preset", "", "settings by name, without it the data set's own; smoke is a few steps", flag_values=values)
-    flags.DEFINE_string("classifier", None, "a Keras classifier (.keras) giving logits, instead of training one", flag_values=values)
+    flags.DEFINE_string(
+        "preset", "", "settings by name, without it the data set's own; smoke is a few steps", flag_values=values
+    )
+    flags.DEFINE_string(
+        "classifier", None, "a Keras classifier (.keras) giving logits, instead of training one", flag_values=values
+    )
     flags.DEFINE_enum("objective", "gray_box", fit.OBJECTIVES, "what the purifier is trained for", flag_values=values)
-    flags.DEFINE_enum("strategy", "auto", devices.STRATEGIES, "auto: all GPUs if several; mirrored: all devices", flag_values=values)
+    flags.DEFINE_enum(
+        "strategy", "auto", devices.STRATEGIES, "auto: all GPUs if several; mirrored: all devices", flag_values=values
+    )
     flags.DEFINE_enum("precision", "float32", fit.PRECISIONS, "arithmetic of the layers", flag_values=values)
     flags.DEFINE_integer("seed", 0, "decides weights, order, noise and adversaries", flag_values=values)
     flags.DEFINE_multi_string("set", [], "a setting, --set=training.epochs=3; may be repeated", flag_values=values)

@@ -142,7 +142,9 @@ class Config:
         try:
             tree = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"the configuration is not JSON ({error}): expected what a run folder's config.json holds") from None
+            raise UserError(
+                f"the configuration is not JSON ({error}): expected what a run folder's config.json holds"
+            ) from None
         return _from_tree(Config, tree, "")
 
     def replace(self, changes: Mapping[str, Any]) -> Config:
@@ -179,7 +181,9 @@ def _from_tree(kind: Any, tree: Any, path: str) -> Any:
         choice("configuration key", path + key, [path + name for name in hints])
         hint = hints[key]
         where = path + key
-        values[key] = _from_tree(hint, value, f"{where}.") if dataclasses.is_dataclass(hint) else _typed(hint, value, where)
+        values[key] = (
+            _from_tree(hint, value, f"{where}.") if dataclasses.is_dataclass(hint) else _typed(hint, value, where)
+        )
     return kind(**values)
 
 

@@ -23,8 +23,8 @@ def choice(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
     raise UserError(f"unknown {kind} {name!r}: expected one of {', '.join(names)}{hint}")
 
 
-def guard(function: Callable[..., Any], *also: type[Exception]) -> Callable[..., Any]:
-    """Wraps a command so that `UserError` (and the exceptions in `also`) end it in one line, status 2.
+def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a command so that a `UserError` ends it in one line, status 2.
 
     Ctrl-C ends it with status 130 and says that the same command goes on from what is saved.
     """
@@ -33,7 +33,7 @@ def guard(function: Callable[..., Any], *also: type[Exception]) -> Callable[...,
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except (UserError, *also) as error:
+        except UserError as error:
             line = " ".join(str(error).split())
             status = 2
         except KeyboardInterrupt:

@@ -52,7 +52,9 @@ class RunFolder:
 
     def load_config(self) -> Config:
         if not self.config.exists():
-            raise UserError(f"{self.path} is not a run folder (it has no config.json): give the --run_dir of a finished training run")
+            raise UserError(
+                f"{self.path} is not a run folder (it has no config.json): give the --run_dir of a finished training run"
+            )
         return Config.from_json(self.config.read_text(encoding="utf-8"))
 
     def load_classifier(self) -> keras.Model:
@@ -82,7 +84,9 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     if not path.exists():
         raise UserError(f"{path} is missing: train first, or give the path of a Keras model saved as .keras")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not a .keras file (it is corrupted, or another format): save it again with model.save('name.keras')")
+        raise UserError(
+            f"{path} is not a .keras file (it is corrupted, or another format): save it again with model.save('name.keras')"
+        )
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds for a foreign file

@@ -51,7 +51,13 @@ def _block(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     return x + h
 
 
-def check(classifier: keras.Model, image_shape: Sequence[int], num_classes: int, images: np.ndarray, source: str = "the classifier") -> None:
+def check(
+    classifier: keras.Model,
+    image_shape: Sequence[int],
+    num_classes: int,
+    images: np.ndarray,
+    source: str = "the classifier",
+) -> None:
     """Raises a `UserError` unless a classifier fits the data and gives logits.
 
     Args:
@@ -73,7 +79,9 @@ def check(classifier: keras.Model, image_shape: Sequence[int], num_classes: int,
     except Exception as error:  # whatever the user's model raises
         raise UserError(f"{source} cannot be called on images {images.shape}: {error}") from None
     if logits.ndim != 2 or logits.shape[1] != num_classes:
-        raise UserError(f"{source} gives outputs of shape {logits.shape[1:]}, the data has {num_classes} classes: expected logits [B, {num_classes}]")
+        raise UserError(
+            f"{source} gives outputs of shape {logits.shape[1:]}, the data has {num_classes} classes: expected logits [B, {num_classes}]"
+        )
     if logits.min() >= 0.0 and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
         raise UserError(f"{source} gives probabilities: expected logits, remove its last softmax and save it again")
 

@@ -117,7 +117,9 @@ class VectorQuantizer(keras.layers.Layer):
         self.placed = state("placed", (codes, width), keras.initializers.RandomUniform(-limit, limit))
         # A gradient code book is `placed + learned`: data may place codes on every backend (JAX forbids assigning
         # a trainable weight inside a training step) while the optimizer owns `learned` alone.
-        self.learned = state("learned", (codes, width), "zeros", trainable=True) if self.codebook_kind == "gradient" else None
+        self.learned = (
+            state("learned", (codes, width), "zeros", trainable=True) if self.codebook_kind == "gradient" else None
+        )
         self.weights_ema = state("weights_ema", (codes,), "ones")
         self.idle_steps = state("idle_steps", (codes,), "zeros")
         self.hits = state("hits", (codes,), "zeros")
@@ -215,9 +217,7 @@ class VectorQuantizer(keras.layers.Layer):
         if self.init == "kmeans":
             placed = ops.convert_to_tensor(self.placed)
             first = ops.equal(self.steps, 0.0)
-            self.placed.assign(
-                ops.cond(first, lambda: quantize.kmeans(rows, self.num_embeddings), lambda: placed)
-            )
+            self.placed.assign(ops.cond(first, lambda: quantize.kmeans(rows, self.num_embeddings), lambda: placed))
         return rows[: self.num_embeddings]
 
     def _update(self, codes: Any, counts: Any, sums: Any, candidates: Any) -> None:

@@ -64,7 +64,12 @@ class VQUNet(keras.Model):
         depth = len(widths)
         codes = _per_level("num_embeddings", num_embeddings, depth)
         dims = _per_level("embedding_dim", embedding_dim, depth)
-        for name, value in {"blocks": blocks, "stem": stem, "channels": channels, "widths": min(widths, default=0)}.items():
+        for name, value in {
+            "blocks": blocks,
+            "stem": stem,
+            "channels": channels,
+            "widths": min(widths, default=0),
+        }.items():
             if value < 1:
                 raise ValueError(f"Expected {name} of at least 1. Received: {value!r}")
 
@@ -173,8 +178,8 @@ class VQUNet(keras.Model):
         return presets.load(name, "purifier")
 
     def get_config(self) -> dict[str, Any]:
-        names = ("widths", "blocks", "num_embeddings", "embedding_dim", "stem", "channels")
-        names += ("commitment_cost", "decay", "quantize", "skips")
+        names = ["widths", "blocks", "num_embeddings", "embedding_dim", "stem", "channels"]
+        names += ["commitment_cost", "decay", "quantize", "skips"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

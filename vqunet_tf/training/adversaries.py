@@ -53,7 +53,9 @@ def craft(
     return adversarial
 
 
-def _attack(classifier: keras.Model, step: Callable[..., Any], batch: np.ndarray, config: AttackConfig, rng: Any) -> np.ndarray:
+def _attack(
+    classifier: keras.Model, step: Callable[..., Any], batch: np.ndarray, config: AttackConfig, rng: Any
+) -> np.ndarray:
     """Perturbs one batch uint8 [B, H, W, C] with aims and radii drawn from `rng`."""
     clean = pixels.to_unit(batch)
     logits = classifier(clean, training=False)

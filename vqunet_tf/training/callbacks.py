@@ -125,7 +125,9 @@ class Checkpoint(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
             model.load_weights(self.weights)
         except Exception as error:  # h5py, JSON and Keras each raise their own
-            raise UserError(f"the checkpoint {self.weights} cannot be read ({error}): delete {self.state} to start over") from None
+            raise UserError(
+                f"the checkpoint {self.weights} cannot be read ({error}): delete {self.state} to start over"
+            ) from None
         return epochs
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

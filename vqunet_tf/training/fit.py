@@ -36,8 +36,9 @@ def train(config: Config, run: RunFolder, say: Callable[[str], None]) -> None:
     choice("strategy", config.training.strategy, devices.STRATEGIES)
     train_split = data.load(config.data, "train")
     validation = data.load(config.data, "validation")
-    found = {"image_shape": train_split.images.shape[1:], "class_names": train_split.class_names}
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **found))
+    config = config.replace(
+        {"data.image_shape": train_split.images.shape[1:], "data.class_names": train_split.class_names}
+    )
     given = _given_classifier(config, validation.images[:64]) if config.classifier.path else None
     run.create(config)
     if run.classifier.exists() and run.purifier.exists():
