@@ -23,6 +23,19 @@ def test_nearest_codes_equal_brute_force(shape, rng):
     np.testing.assert_array_equal(found, brute_force(vectors, codebook))
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e4, 1e12])
+def test_huge_and_tiny_norms(scale, rng):
+    """The chosen code is as near as the nearest, up to the rounding of the norms."""
+    vectors = (rng.normal(size=(100, 8)) * scale).astype("float32")
+    codebook = (rng.normal(size=(32, 8)) * scale).astype("float32")
+    found = keras.ops.convert_to_numpy(quantize.nearest_codes(vectors, codebook))
+    np.testing.assert_array_equal(found, brute_force(vectors, codebook))
+
+
+def test_one_code_is_always_the_nearest(rng):
+    assert not np.any(quantize.nearest_codes(rng.normal(size=(9, 3)).astype("float32"), np.ones((1, 3), "float32")))
+
+
 def test_the_lowest_index_wins_a_tie():
     codebook = np.array([[3.0, 3.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], "float32")
     found = quantize.nearest_codes(np.array([[1.0, 0.0], [0.0, 0.0]], "float32"), codebook)

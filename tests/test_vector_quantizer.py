@@ -195,6 +195,20 @@ def test_wrong_arguments_say_expected_and_received(arguments, message):
         VectorQuantizer(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((2, 4), "int32"), "float inputs.*int32"),
+        (np.full((2, 4), np.nan, "float32"), "finite.*NaN"),
+        (np.full((2, 4), np.inf, "float32"), "finite.*infinity"),
+    ],
+    ids=["integers", "nan", "infinity"],
+)
+def test_wrong_inputs_say_expected_and_received(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizer(8, 4)(inputs)
+
+
 def test_a_wrong_width_says_expected_and_received():
     with pytest.raises(ValueError, match=r"embedding_dim=4.*Received: shape=\(2, 3\)"):
         VectorQuantizer(8, 4)(np.zeros((2, 3), "float32"))

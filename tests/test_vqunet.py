@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from vqunet_tf import DefendedClassifier, VQUNet
 
@@ -71,6 +72,36 @@ def test_bytes_and_floats_mean_the_same_image(purifier, rng):
     np.testing.assert_array_equal(purifier.purify(image[None], batch_size=1)[0], purifier.purify(image))
 
 
+def test_codes_are_the_maps_the_decoder_sees(purifier, rng):
+    images = rng.random((5, 16, 20, 1), dtype="float32")
+    codes = purifier.codes(images, batch_size=2)
+    assert {name: maps.shape for name, maps in codes.items()} == {"level_0": (5, 8, 10), "level_1": (5, 4, 5)}
+    np.testing.assert_array_equal(purifier.codes(images[3])["level_1"], codes["level_1"][3])
+    assert codes["level_0"].max() < 16 and codes["level_1"].max() < 32
+
+
+def test_weights_and_saved_model_round_trips(purifier, tmp_path, rng):
+    images = rng.random((8, 16, 16, 1), dtype="float32")
+    purifier.graph(images, training=True)
+    purifier.save_weights(tmp_path / "purifier.weights.h5")
+    other = VQUNet.from_config(purifier.get_config())
+    assert not np.array_equal(other(images), purifier(images))
+    other.load_weights(tmp_path / "purifier.weights.h5")
+    np.testing.assert_array_equal(other(images), purifier(images))
+    purifier.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    for batch in (1, 5):
+        np.testing.assert_allclose(served.serve(images[:batch]), purifier(images[:batch]), atol=1e-6)
+
+
+def test_trainable_flags_are_those_given(purifier):
+    classifier = classifier_for((16, 16, 1))
+    classifier.trainable = False
+    defended = DefendedClassifier(purifier, classifier)
+    assert defended.trainable_weights and not classifier.trainable_weights
+    assert {id(w) for w in defended.trainable_weights} == {id(w) for w in purifier.trainable_weights}
+
+
 def test_file_round_trip_at_another_batch_size(purifier, tmp_path, rng):
     purifier.graph(rng.random((8, 16, 16, 1), dtype="float32"), training=True)
     purifier.save(tmp_path / "purifier.keras")
@@ -89,6 +120,9 @@ def test_the_defended_model_is_the_classifier_after_the_purifier(purifier, tmp_p
     defended.save(tmp_path / "defended.keras")
     again = keras.models.load_model(tmp_path / "defended.keras")
     np.testing.assert_array_equal(again(images), defended(images))
+    again.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(served.serve(images[:2]), defended(images[:2]), atol=1e-6)
     assert isinstance(again.purifier, VQUNet) and again.classifier.output_shape == (None, 5)
 
 

@@ -35,6 +35,22 @@ def share_of_loss(loss: Any) -> Any:
     return loss / replica()[1]
 
 
+def is_concrete(tensor: Any) -> bool:
+    """Whether the values of a tensor can be looked at now: False while a function or a model is being traced."""
+    name = keras.backend.backend()
+    if isinstance(tensor, keras.KerasTensor):
+        return False
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly()
+    if name == "jax":
+        import jax
+
+        return not isinstance(tensor, jax.core.Tracer)
+    return True
+
+
 def input_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `g(x, *args)`: the gradient with respect to x of `sum(function(x, *args))`."""
     name = keras.backend.backend()

@@ -26,13 +26,8 @@ class DefendedClassifier(keras.Model):
                 raise ValueError(f"Expected {name} to be a Keras model. Received: {type(part).__name__}")
         self.purifier = purifier
         self.classifier = classifier
-        if purifier.built and classifier.built:
-            self.built = True
-
-    def build(self, input_shape: Any) -> None:
-        for part in (self.purifier, self.classifier):
-            if not part.built:
-                part.build(input_shape)
+        if getattr(classifier, "inputs", None):
+            self(keras.Input(classifier.input_shape[1:]))  # so that it can be saved and exported before its first use
 
     def call(self, images: Any, training: bool = False) -> Any:
         return self.classifier(self.purifier(images, training=training), training=False)

@@ -53,6 +53,10 @@ class VectorQuantizer(keras.layers.Layer):
 
     Returns:
         A dict: `quantized` [..., D], `indices` int32 [...], `loss` and `perplexity` float32 scalars.
+
+    Raises:
+        ValueError: another last axis than `embedding_dim`, inputs that are no floats; NaN or infinity where the values
+            can be looked at (outside compiled functions).
     """
 
     def __init__(
@@ -152,6 +156,10 @@ class VectorQuantizer(keras.layers.Layer):
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         self._check_width(inputs.shape)
         inputs = ops.convert_to_tensor(inputs)
+        if "float" not in keras.backend.standardize_dtype(inputs.dtype):
+            raise ValueError(f"Expected float inputs. Received: dtype={keras.backend.standardize_dtype(inputs.dtype)}")
+        if backend.is_concrete(inputs) and not bool(ops.all(ops.isfinite(inputs))):
+            raise ValueError("Expected finite inputs. Received: NaN or infinity")
         vectors = ops.cast(ops.reshape(inputs, (-1, self.embedding_dim)), "float32")  # [N, D]
         if self.distance == "cosine":
             vectors = quantize.on_unit_sphere(vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -121,7 +121,6 @@ class VQUNet(keras.Model):
         outputs["images"] = purified
         outputs["loss"] = ops.sum(ops.stack(losses)) if losses else 0.0 * ops.sum(purified)
         self.graph = keras.Model(images, outputs, name="graph")
-        self.built = True
 
         # === Config ===
         self.widths = tuple(widths)
@@ -134,6 +133,7 @@ class VQUNet(keras.Model):
         self.decay = decay
         self.quantize = quantize
         self.skips = skips
+        self(images)  # so that it can be saved and exported before its first use
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:
@@ -162,15 +162,30 @@ class VQUNet(keras.Model):
         Raises:
             ValueError: another rank or channel count, floats outside [0, 1], NaN, or sides below 8.
         """
+        parts_of, single = self._in_batches(images, batch_size, self)
+        result = np.concatenate(parts_of)
+        return result[0] if single else result
+
+    def codes(self, images: Any, batch_size: int = 128) -> dict[str, np.ndarray]:
+        """The discrete code maps of a user's images, all that the decoder sees of them.
+
+        Takes and refuses what `purify` does. Returns int32 maps in [0, num_embeddings) by level: `level_0` (the finest)
+        [B, h, w], or [h, w] for one image.
+        """
+        batches, single = self._in_batches(images, batch_size, lambda batch: self.graph(batch)["indices"])
+        levels = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        return {name: maps[0] for name, maps in levels.items()} if single else levels
+
+    def _in_batches(self, images: Any, batch_size: int, function: Callable[[Any], Any]) -> tuple[list[Any], bool]:
+        """What a function gives for each batch of a user's images, as arrays; and whether it was one image."""
         array = pixels.checked(images, self.channels)
         single = array.ndim == 3
         batch = array[None] if single else array
-        chunks = [
-            ops.convert_to_numpy(self(pixels.to_unit(batch[start : start + batch_size])))
-            for start in range(0, len(batch), batch_size)
-        ]
-        result = np.concatenate(chunks) if chunks else np.zeros(batch.shape, "float32")
-        return result[0] if single else result
+        kept = len(batch)
+        if not kept:  # convolutions refuse an empty batch: one image, of which nothing is kept
+            batch = np.zeros((1, *batch.shape[1:]), batch.dtype)
+        results = [function(pixels.to_unit(batch[i : i + batch_size])) for i in range(0, len(batch), batch_size)]
+        return keras.tree.map_structure(lambda part: ops.convert_to_numpy(part)[:kept], results), single
 
     @classmethod
     def from_preset(cls, name: str) -> VQUNet:
