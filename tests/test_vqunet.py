@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from vqunet_tf import DefendedClassifier, VQUNet
+from vqunet_tf.models import blocks
 
 
 @pytest.fixture
@@ -70,6 +71,17 @@ def test_bytes_and_floats_mean_the_same_image(purifier, rng):
     np.testing.assert_array_equal(purifier.purify(image), purifier.purify((image / 255.0).astype("float32")))
     assert purifier.purify(np.zeros((0, 16, 16, 1), "uint8")).shape == (0, 16, 16, 1)
     np.testing.assert_array_equal(purifier.purify(image[None], batch_size=1)[0], purifier.purify(image))
+
+
+@pytest.mark.parametrize("block", [2, 3])
+def test_depth_to_space_equals_the_one_of_keras(block, rng):
+    x = rng.normal(size=(2, 3, 4, 2 * block**2)).astype("float32")
+    expected = np.zeros((2, 3 * block, 4 * block, 2), "float32")
+    for i, j in np.ndindex(block, block):
+        first = 2 * (i * block + j)
+        expected[:, i::block, j::block] = x[..., first : first + 2]
+    np.testing.assert_array_equal(blocks.depth_to_space(x, block), expected)
+    np.testing.assert_array_equal(blocks.DepthToSpace(block)(x), expected)
 
 
 def test_codes_are_the_maps_the_decoder_sees(purifier, rng):

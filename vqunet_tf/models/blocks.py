@@ -32,7 +32,37 @@ def down(x: Any, width: int, name: str) -> Any:
 
 def up(x: Any, width: int, name: str) -> Any:
     """Doubles the resolution, by sub-pixel convolution (Shi et al. 2016, arXiv 1609.05158): [B, H, W, *] -> [B, 2H, 2W, width]."""
-    return ops.depth_to_space(convolution(ops.relu(x), 4 * width, name, kernel=1), 2)
+    return DepthToSpace(2, name=f"{name}_shuffle")(convolution(ops.relu(x), 4 * width, name, kernel=1))
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class DepthToSpace(layers.Layer):
+    """Lays channels out as patches: [B, H, W, C r^2] -> [B, H r, W r, C], r = `block`."""
+
+    def __init__(self, block: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.block = block
+
+    def call(self, inputs: Any) -> Any:
+        if hasattr(ops, "depth_to_space"):
+            return ops.depth_to_space(inputs, self.block)
+        return depth_to_space(inputs, self.block)  # the newest Keras for Python 3.10 has none
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        batch, height, width, channels = inputs.shape
+        sides = [None if side is None else side * self.block for side in (height, width)]
+        return keras.KerasTensor((batch, *sides, channels // self.block**2), dtype=inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "block": self.block}
+
+
+def depth_to_space(x: Any, block: int) -> Any:
+    """[B, H, W, C r^2] -> [B, H r, W r, C]: channel (i r + j) C + c goes to row i and column j of its patch."""
+    _, height, width, channels = ops.shape(x)
+    patches = ops.reshape(x, (-1, height, width, block, block, channels // block**2))
+    rows = ops.transpose(patches, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(rows, (-1, height * block, width * block, channels // block**2))
 
 
 @keras.saving.register_keras_serializable("vqunet_tf")

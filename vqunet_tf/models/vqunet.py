@@ -116,7 +116,7 @@ class VQUNet(keras.Model):
             for b in range(blocks):
                 h = parts.residual(h, f"decoder_{i}_{b}")
         h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
-        h = ops.depth_to_space(h, stem) if stem > 1 else h
+        h = parts.DepthToSpace(stem, name="shuffle")(h) if stem > 1 else h
         purified = parts.CropLike(name="crop")(layers.Activation("sigmoid", dtype="float32", name="unit")(h), images)
         outputs["images"] = purified
         outputs["loss"] = ops.sum(ops.stack(losses)) if losses else 0.0 * ops.sum(purified)

@@ -12,6 +12,8 @@ from keras import ops
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig
 
+_SINGLE_STEP = 1 / 3  # share of the batches: one large step looks unlike many small ones
+
 
 def craft(
     classifier: keras.Model,
@@ -24,7 +26,8 @@ def craft(
 
     Each image draws its radius (a fifth of `epsilon` up to all of it) and its aim: towards a random class other than
     the predicted one, away from the predicted class, or far from the clean logits in any direction. Each batch draws
-    the number of steps (1 to `max_steps`), the step size and whether the start is random. No aim uses the true label:
+    the number of steps (a third take one, the others 2 to `max_steps`) and the step size, each image whether its start
+    is random. No aim uses the true label:
     a perturbation made with it carries it, and a purifier learns to read it ("label leaking", Kurakin et al. 2017,
     arXiv 1611.01236).
 
@@ -68,7 +71,7 @@ def _attack(
     distance = (aim == 2).astype("float32")
 
     epsilon = (config.epsilon * rng.uniform(0.2, 1.0, size=(size, 1, 1, 1))).astype("float32")
-    steps = int(rng.integers(1, config.max_steps + 1))
+    steps = 1 if config.max_steps == 1 or rng.random() < _SINGLE_STEP else int(rng.integers(2, config.max_steps + 1))
     alpha = epsilon * np.float32(1.0 if steps == 1 else rng.uniform(1.0, 2.5) / steps)
     noise = rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
     # A random start always where the aim is distance: at the clean image its gradient is zero.

@@ -1,0 +1,99 @@
+"""What purifying costs: operations, parameters, images per second, share of the machine's matrix-product peak.
+
+    python -m benchmarks.purifier [--presets=digits,fashion_mnist,cifar10] [--batch_size=128]
+
+Prints one JSON line per preset. The peak is measured in the same run: the best of several float32 products of large
+square matrices. A multiply-accumulate counts as two operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import commands.quiet  # noqa: F401, I001  before anything that imports TensorFlow
+import keras
+import numpy as np
+import tensorflow as tf
+
+from vqunet_tf import VQUNet
+from vqunet_tf.config import preset
+
+SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def multiply_accumulates(model: VQUNet, shape: tuple[int, ...]) -> int:
+    """Of one image: the convolutions and the search for the nearest codes."""
+    total = 0
+    graph = keras.Model(model.graph.inputs, [layer.output for layer in model.graph.layers if _counts(layer)])
+    layers = [layer for layer in model.graph.layers if _counts(layer)]
+    for layer, output in zip(layers, graph(np.zeros((1, *shape), "float32")), strict=True):
+        if isinstance(layer, keras.layers.Conv2D):
+            total += int(np.prod(output.shape[1:3])) * int(np.prod(layer.kernel.shape))
+        else:
+            total += int(np.prod(output["indices"].shape)) * layer.num_embeddings * layer.embedding_dim
+    return total
+
+
+def _counts(layer: Any) -> bool:
+    return isinstance(layer, (keras.layers.Conv2D, type(VQUNet(widths=(1,), num_embeddings=1).quantizers[0])))
+
+
+def best_seconds(run: Callable[[], Any], repeats: int = 15) -> float:
+    """The fastest of some calls, after two to warm up."""
+    times = []
+    for turn in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        if turn >= 2:
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def matmul_peak() -> float:
+    """Operations per second of large float32 products."""
+    found = []
+    for side in (1024, 2048, 4096):
+        a = tf.random.normal((side, side))
+        product = tf.function(lambda a=a: tf.matmul(a, a))
+        found.append(2 * side**3 / best_seconds(lambda product=product: product().shape, repeats=7))
+    return max(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", default=",".join(SHAPES))
+    parser.add_argument("--batch_size", type=int, default=128)
+    options = parser.parse_args()
+    peak = matmul_peak()
+    print(json.dumps({"matmul_peak_gflops": round(peak / 1e9, 1)}), flush=True)
+    for name in options.presets.split(","):
+        shape = SHAPES[name]
+        model = VQUNet(**dataclasses.asdict(preset(name, name).purifier), channels=shape[-1])
+        operations = multiply_accumulates(model, shape)
+        images = tf.random.uniform((options.batch_size, *shape))
+        purify = tf.function(lambda x, model=model: model(x, training=False))
+        seconds = best_seconds(lambda: purify(images).shape)
+        rate = options.batch_size / seconds
+        print(
+            json.dumps(
+                {
+                    "preset": name,
+                    "image": shape,
+                    "million_macs": round(operations / 1e6, 2),
+                    "parameters": model.count_params(),
+                    "batch_size": options.batch_size,
+                    "images_per_second": round(rate),
+                    "share_of_peak": round(2 * operations * rate / peak, 3),
+                }
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
