@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import commands.quiet  # noqa: F401, I001  before anything that imports TensorFlow
 import keras
 import numpy as np
 import tensorflow as tf
 
-from vqunet_tf import VQUNet
+from vqunet_tf import VectorQuantizer, VQUNet
 from vqunet_tf.config import preset
 
 SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -29,18 +28,14 @@ SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 3
 def multiply_accumulates(model: VQUNet, shape: tuple[int, ...]) -> int:
     """Of one image: the convolutions and the search for the nearest codes."""
     total = 0
-    graph = keras.Model(model.graph.inputs, [layer.output for layer in model.graph.layers if _counts(layer)])
-    layers = [layer for layer in model.graph.layers if _counts(layer)]
+    layers = [layer for layer in model.graph.layers if isinstance(layer, (keras.layers.Conv2D, VectorQuantizer))]
+    graph = keras.Model(model.graph.inputs, [layer.output for layer in layers])
     for layer, output in zip(layers, graph(np.zeros((1, *shape), "float32")), strict=True):
         if isinstance(layer, keras.layers.Conv2D):
             total += int(np.prod(output.shape[1:3])) * int(np.prod(layer.kernel.shape))
         else:
             total += int(np.prod(output["indices"].shape)) * layer.num_embeddings * layer.embedding_dim
     return total
-
-
-def _counts(layer: Any) -> bool:
-    return isinstance(layer, (keras.layers.Conv2D, type(VQUNet(widths=(1,), num_embeddings=1).quantizers[0])))
 
 
 def best_seconds(run: Callable[[], Any], repeats: int = 15) -> float:
@@ -64,6 +59,25 @@ def matmul_peak() -> float:
     return max(found)
 
 
+def measure(name: str, batch_size: int, peak: float) -> dict[str, Any]:
+    """One row: the purifier of a preset on random images."""
+    shape = SHAPES[name]
+    model = VQUNet(**dataclasses.asdict(preset(name, name).purifier), channels=shape[-1])
+    operations = multiply_accumulates(model, shape)
+    images = tf.random.uniform((batch_size, *shape))
+    purify = tf.function(lambda x: model(x, training=False))
+    rate = batch_size / best_seconds(lambda: purify(images).shape)
+    return {
+        "preset": name,
+        "image": shape,
+        "million_macs": round(operations / 1e6, 2),
+        "parameters": model.count_params(),
+        "batch_size": batch_size,
+        "images_per_second": round(rate),
+        "share_of_peak": round(2 * operations * rate / peak, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", default=",".join(SHAPES))
@@ -72,27 +86,7 @@ def main() -> None:
     peak = matmul_peak()
     print(json.dumps({"matmul_peak_gflops": round(peak / 1e9, 1)}), flush=True)
     for name in options.presets.split(","):
-        shape = SHAPES[name]
-        model = VQUNet(**dataclasses.asdict(preset(name, name).purifier), channels=shape[-1])
-        operations = multiply_accumulates(model, shape)
-        images = tf.random.uniform((options.batch_size, *shape))
-        purify = tf.function(lambda x, model=model: model(x, training=False))
-        seconds = best_seconds(lambda: purify(images).shape)
-        rate = options.batch_size / seconds
-        print(
-            json.dumps(
-                {
-                    "preset": name,
-                    "image": shape,
-                    "million_macs": round(operations / 1e6, 2),
-                    "parameters": model.count_params(),
-                    "batch_size": options.batch_size,
-                    "images_per_second": round(rate),
-                    "share_of_peak": round(2 * operations * rate / peak, 3),
-                }
-            ),
-            flush=True,
-        )
+        print(json.dumps(measure(name, options.batch_size, peak)), flush=True)
 
 
 if __name__ == "__main__":

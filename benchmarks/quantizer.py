@@ -5,7 +5,7 @@
 Prints one JSON line per shape, task and contender: the median milliseconds of the repeats, taken in turns so that what
 else the machine does falls on all alike, and the ratio to ours. Contenders: `ours`; `vector_quantize_pytorch` (if
 installed: extra `bench`); `one_hot`, the formulation of the Keras example; `matmul`, the bare product
-z @ codebook.T, which is the limit that the issue of speed is about. The task `forward` is nearest codes and their
+z @ codebook.T, whose time is the yardstick: all the distances have to be computed somehow. The task `forward` is nearest codes and their
 content; `train` is forward, straight-through backward to the inputs, and the moving-average update.
 """
 
@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import commands.quiet  # noqa: F401, I001  before anything that imports TensorFlow
 import numpy as np
 import tensorflow as tf
 
@@ -149,7 +145,9 @@ def main() -> None:
             for name, milliseconds in found.items():
                 row = {"shape": [count, width, number], "task": task, "contender": name}
                 print(
-                    json.dumps({**row, "ms": round(milliseconds, 2), "times_ours": round(milliseconds / found["ours"], 2)}),
+                    json.dumps(
+                        {**row, "ms": round(milliseconds, 2), "times_ours": round(milliseconds / found["ours"], 2)}
+                    ),
                     flush=True,
                 )
 

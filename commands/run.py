@@ -15,7 +15,7 @@ def run(
     main: Callable[[flags.FlagValues], None],
     values: flags.FlagValues,
     description: str,
-    required: Sequence[str],
+    required: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parses `argv` (default: the command line) into `values` and calls `main(values)`.
