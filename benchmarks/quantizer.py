@@ -61,7 +61,7 @@ def one_hot(vectors: np.ndarray, codes: np.ndarray) -> dict[str, Callable[[], An
 def matmul(vectors: np.ndarray, codes: np.ndarray) -> dict[str, Callable[[], Any]]:
     z, e = tf.constant(vectors), tf.constant(codes)
     product = tf.function(lambda: tf.matmul(z, e, transpose_b=True))
-    return {"forward": lambda: product().shape}
+    return {"forward": lambda: product().numpy().shape}
 
 
 def vector_quantize_pytorch(vectors: np.ndarray, codes: np.ndarray) -> dict[str, Callable[[], Any]]:

@@ -17,8 +17,9 @@ def main() -> None:
     start = time.perf_counter()
     _step("trainers.train", "--dataset=digits", f"--run_dir={RUN}")
     _step("trainers.evaluate", f"--run_dir={RUN}")
-    if not Path(EXPORTED, "1").exists():  # a version is never overwritten
-        _step("serving.export", f"--run_dir={RUN}", f"--export_dir={EXPORTED}")
+    taken = [int(path.name) for path in Path(EXPORTED).glob("*") if path.name.isdecimal()]
+    version = max(taken, default=0) + 1  # a version is never overwritten, and the server takes the highest
+    _step("serving.export", f"--run_dir={RUN}", f"--export_dir={EXPORTED}", f"--version={version}")
     _serve_and_ask(sorted(Path(RUN, "plots", "examples").glob("*.png"))[:4])
     seconds = time.perf_counter() - start
     print(f"\nThe demo took {seconds:.0f} s. Read {RUN}/report.md, look at {RUN}/plots/pictures.png.")

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 import vqunet_tf
+from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig, TrainingConfig
 from vqunet_tf.models import classifiers
 from vqunet_tf.training import adversaries
@@ -23,13 +24,11 @@ def main(folder: Path) -> None:
     if not isinstance(defended, vqunet_tf.DefendedClassifier):
         raise SystemExit(f"expected a DefendedClassifier, got {type(defended)}")
     results = {"purified": defended.purifier.purify(images), "logits": defended.predict(images / 255.0, verbose=0)}
-    for gradient in ("rotation", "soft"):
-        for quantizer in defended.purifier.quantizers:
-            quantizer.gradient = gradient
-        results[gradient] = defended.purifier.purify(images)
-
-    for quantizer in defended.purifier.quantizers:
-        quantizer.gradient = "straight_through"
+    for name in ("straight_through", "rotation", "soft", "identity"):
+        defended.purifier.set_gradient(name)
+        gradient = backend.input_gradient(lambda x: keras.ops.square(defended(x, training=False)))
+        results[f"gradient {name}"] = keras.ops.convert_to_numpy(gradient(pixels.to_unit(images)))
+    defended.purifier.set_gradient("straight_through")
     crafted = adversaries.craft(defended.classifier, images, AttackConfig(copies=1, max_steps=3, batch_size=16), seed=1)
     results["adversaries"] = crafted.astype("float32") / 255.0
 

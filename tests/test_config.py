@@ -41,6 +41,10 @@ def test_overrides_are_typed():
         ("training.epochs=1.5", "training.epochs: expected int, got 1.5"),
         ("training.jit_compile=1", "expected bool, got 1"),
         ("purifier.widths=8", "expected a list, got 8"),
+        ("training.batch_size=0", "batch_size: expected at least 1, got 0"),
+        ("training.seed=-1", "seed: expected at least 0, got -1"),
+        ("attack.copies=0", "copies: expected at least 1, got 0"),
+        ("data.validation_fraction=1.5", "validation_fraction: expected between 0 and 1, got 1.5"),
         ('purifier.widths=[8,"a"]', "expected int, got 'a'"),
     ],
 )

@@ -96,11 +96,11 @@ def test_the_test_set_is_not_touched_by_training(numbered: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"validation_fraction": 1.0}, "expected a number between 0 and 1, got 1.0"),
-        ({"validation_fraction": 0.0}, "expected a number between 0 and 1, got 0.0"),
+        ({"validation_fraction": 1.0}, "expected between 0 and 1, got 1.0"),
+        ({"validation_fraction": 0.0}, "expected between 0 and 1, got 0.0"),
         ({"validation_fraction": 0.99}, "leaves none of 20 training images"),
-        ({"limit": -1}, "expected 0 or more, got -1 and 0"),
-        ({"seed": -1}, "expected 0 or more, got 0 and -1"),
+        ({"limit": -1}, "limit: expected at least 0, got -1"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
     ],
 )
 def test_settings_out_of_range_are_refused(numbered: Path, settings: dict[str, float], message: str):

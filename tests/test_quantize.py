@@ -25,7 +25,7 @@ def test_nearest_codes_equal_brute_force(shape, rng):
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e4, 1e12])
 def test_huge_and_tiny_norms(scale, rng):
-    """The chosen code is as near as the nearest, up to the rounding of the norms."""
+    """Far from 1 the same codes win as in double precision."""
     vectors = (rng.normal(size=(100, 8)) * scale).astype("float32")
     codebook = (rng.normal(size=(32, 8)) * scale).astype("float32")
     found = keras.ops.convert_to_numpy(quantize.nearest_codes(vectors, codebook))
@@ -160,7 +160,7 @@ def test_a_code_nobody_chooses_stays_exactly_where_it_is():
 
 def test_candidate_rows_of_replicas_add_up_to_those_of_one_device(rng):
     vectors = rng.normal(size=(24, 3)).astype("float32")
-    for step in (0, 1, 17):
+    for step in (0, 1, 17, 10**6):
         whole = keras.ops.convert_to_numpy(quantize.candidate_rows(vectors, 10, step))
         for replicas in (2, 3, 4):
             shares = np.split(vectors, replicas)
@@ -169,6 +169,12 @@ def test_candidate_rows_of_replicas_add_up_to_those_of_one_device(rng):
         assert all(any((row == vector).all() for vector in vectors) for row in whole)
         assert len(np.unique(whole, axis=0)) == 10
     np.testing.assert_array_equal(quantize.candidate_rows(np.zeros((0, 3), "float32"), 2, 0), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("step", [0, 1, 30_000, 10**6, 10**7])
+def test_candidate_rows_are_all_different_however_long_the_training(step):
+    vectors = np.arange(32768, dtype="float32")[:, None]
+    assert len(np.unique(quantize.candidate_rows(vectors, 512, float(step)))) == 512
 
 
 def test_kmeans_finds_separate_clusters(rng):

@@ -99,6 +99,12 @@ class TestBatches:
         else:
             assert not any(same)
 
+    def test_batches_are_whole_shards(self, images):
+        batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=16), seed=0, replicas=3)
+        assert batches.batch_size == 15 and len(batches) == 2
+        with pytest.raises(UserError, match="at least 3 images a batch"):
+            ClassifierBatches(images[:2], np.arange(2), ClassifierConfig(batch_size=16), seed=0, replicas=3)
+
 
 class TestObjectives:
     def test_the_classifier_loss_by_hand(self, classifier, images):
@@ -121,6 +127,24 @@ class TestObjectives:
         expected = 2 * pixel + 3 * guidance + 5 * float(outputs["codebook"])
         assert float(objective.compute_loss(inputs, target, outputs)) == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    def test_a_step_in_mixed_precision_is_about_the_one_in_float32(self, policy, images):
+        losses = []
+        for name in ("float32", policy):
+            keras.utils.set_random_seed(0)
+            keras.config.set_dtype_policy(name)
+            try:
+                model = classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1)
+                purifier = VQUNet(widths=(4, 4), num_embeddings=8, embedding_dim=2, channels=1)
+            finally:
+                keras.config.set_dtype_policy("float32")
+            objective = GrayBoxObjective(purifier, model, TrainingConfig())
+            objective.compile(optimizer="sgd")
+            inputs = {"seen": images, "clean": images}
+            losses.append(objective.train_on_batch(inputs, np.zeros((40, 4), "float32")))
+            assert purifier.purify(images).dtype == np.float32
+        np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+
     def test_the_classifier_stays_frozen(self, classifier, images):
         objective = GrayBoxObjective(VQUNet(widths=(4, 4), num_embeddings=8, channels=1), classifier, TrainingConfig())
         before = [keras.ops.convert_to_numpy(weight) for weight in classifier.weights]
@@ -141,9 +165,10 @@ def tiny(**changes):
 
 class TestRuns:
     def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(self, tmp_path, monkeypatch):
+        """Killed between the stages, then between two epochs of the second."""
         config = tiny()
         fit.train(config, RunFolder(tmp_path / "whole"), say=lambda line: None)
-        usage = fit.callbacks.Usage
+        usage, craft = fit.callbacks.Usage, fit.adversaries.craft
 
         class Stops(usage):
             def on_epoch_begin(self, epoch, logs=None):
@@ -151,14 +176,27 @@ class TestRuns:
                     raise Interrupted
                 super().on_epoch_begin(epoch, logs)
 
+        def stops(*args):
+            raise Interrupted
+
         run = RunFolder(tmp_path / "resumed")
+        monkeypatch.setattr(fit.adversaries, "craft", stops)
+        with pytest.raises(Interrupted):
+            fit.train(config, run, say=lambda line: None)
+        assert run.classifier.exists() and not run.checkpoints.joinpath("adversaries.npy").exists()
+        monkeypatch.setattr(fit.adversaries, "craft", craft)
         monkeypatch.setattr(fit.callbacks, "Usage", Stops)
         with pytest.raises(Interrupted):
             fit.train(config, run, say=lambda line: None)
-        assert run.classifier.exists() and not run.purifier.exists()
+        assert not run.purifier.exists()
         assert json.loads((run.checkpoints / "purifier.json").read_text())["epochs"] == 1
+        with run.metrics.open("a") as file:
+            file.write("purifier,2,loss,9\n")  # of an epoch whose checkpoint was never written
         monkeypatch.setattr(fit.callbacks, "Usage", usage)
         fit.train(config, run, say=lambda line: None)
+        assert not run.checkpoints.exists()
+        rows = [line.split(",")[:3] for line in run.metrics.read_text().splitlines()]
+        assert rows.count(["purifier", "2", "loss"]) == 1 and "9" not in run.metrics.read_text().split(",")
 
         whole, resumed = (RunFolder(tmp_path / name).load_purifier() for name in ("whole", "resumed"))
         for mine, theirs in zip(whole.weights, resumed.weights, strict=True):
@@ -168,6 +206,34 @@ class TestRuns:
         assert said == [f"nothing to do: {run.path} holds a finished run"]
         with pytest.raises(UserError, match="another configuration.*training.epochs is 2 there, 3 here"):
             fit.train(tiny(**{"training.epochs": 3}), run, say=said.append)
+
+    def test_impossible_sizes_are_refused_before_anything_is_written(self, tmp_path):
+        with pytest.raises(UserError, match="configuration purifier: Expected num_embeddings.*each of the 2 levels"):
+            fit.train(tiny(**{"purifier.num_embeddings": [8, 8, 8]}), RunFolder(tmp_path / "run"), say=print)
+        assert not (tmp_path / "run").exists()
+
+    def test_the_same_run_goes_on_elsewhere(self, tmp_path):
+        """Where the data lie and which devices train do not make it another run."""
+        run = RunFolder(tmp_path / "run")
+        run.create(tiny())
+        run.create(tiny(**{"data.data_dir": "elsewhere", "training.strategy": "mirrored"}))
+        with pytest.raises(UserError, match="attack.copies is 1 there, 2 here"):
+            run.create(tiny(**{"attack.copies": 2}))
+
+    def test_four_replicas_train_like_one_device(self, tmp_path):
+        """The same losses, epoch by epoch, from the same given classifier: targets belong to their images."""
+        inputs = keras.Input((32, 32, 1))
+        keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(inputs))).save(tmp_path / "mine.keras")
+        losses = {}
+        for strategy in ("none", "mirrored"):
+            run = RunFolder(tmp_path / strategy)
+            changes = {"classifier.path": str(tmp_path / "mine.keras"), "training.strategy": strategy}
+            fit.train(tiny(**changes), run, say=lambda line: None)
+            rows = [line.split(",") for line in run.metrics.read_text().splitlines()[1:]]
+            losses[strategy] = {(row[1], row[2]): float(row[3]) for row in rows}
+        assert set(losses["none"]) == set(losses["mirrored"])
+        for place, value in losses["none"].items():
+            assert losses["mirrored"][place] == pytest.approx(value, rel=1e-3), place
 
     def test_a_given_classifier_is_kept_as_it_is(self, tmp_path):
         inputs = keras.Input((32, 32, 1))
@@ -207,6 +273,10 @@ class TestRuns:
             load_model(broken)
         with pytest.raises(UserError, match="missing.keras is missing"):
             load_model(tmp_path / "missing.keras")
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "checkpoints").write_text("of another project")
+        with pytest.raises(UserError, match="holds files but no run"):
+            RunFolder(tmp_path / "mine").create(tiny())
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="is a file: expected a folder"):
             RunFolder(tmp_path / "file").create(tiny())

@@ -157,8 +157,10 @@ def replica_results(tmp_path_factory):
 
 
 def test_float32_inside_under_mixed_precision(rng):
-    layer = placed(VectorQuantizer(4, 2, dtype="mixed_bfloat16"), rng.normal(size=(4, 2)))
-    result = layer(keras.ops.cast(rng.normal(size=(3, 2)), "bfloat16"))
+    codes = np.array([[1.0, 0.0], [1.001, 0.0], [-1.0, 0.0], [0.0, 3.0]])  # bfloat16 would merge the first two
+    layer = placed(VectorQuantizer(4, 2, dtype="mixed_bfloat16"), codes)
+    result = layer(keras.ops.cast(np.array([[1.25, 0.0], [-2.0, 0.5], [0.0, 2.0]]), "bfloat16"))
+    np.testing.assert_array_equal(result["indices"], [1, 2, 3])
     assert keras.backend.standardize_dtype(result["quantized"].dtype) == "bfloat16"
     assert keras.backend.standardize_dtype(result["loss"].dtype) == "float32"
     assert all(weight.dtype == "float32" for weight in layer.weights)

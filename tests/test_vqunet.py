@@ -44,7 +44,7 @@ def test_without_quantizers_the_same_nudge_is_seen(rng):
     model = VQUNet(widths=(8, 12), channels=1, quantize=False)
     image = rng.random((1, 16, 16, 1), dtype="float32")
     assert model.quantizers == []
-    assert not np.array_equal(model(image), model(image + np.float32(1e-3) * (image < 0.5)))
+    assert not np.array_equal(model(image), model(image + np.float32(1e-6) * (image < 0.5)))
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,28 @@ def test_ablations_are_arguments(arguments, levels):
     assert VQUNet.from_config(model.get_config()).get_config() == model.get_config()
 
 
-def test_padding_does_not_change_an_image_that_needs_none(purifier, rng):
-    """A 12-row image padded inside to 12 is the crop of nothing: purifying is equal alone and in a batch."""
+def test_padding_mirrors_the_lower_and_right_border_and_is_cropped_again(purifier, rng):
+    """An odd image is purified as the upper left corner of the image that is mirrored by hand."""
+    image = rng.random((1, 13, 10, 1), dtype="float32")
+    padded = np.pad(image, [(0, 0), (0, 3), (0, 2), (0, 0)], mode="symmetric")  # to multiples of 4
+    np.testing.assert_array_equal(purifier(image), purifier(padded)[:, :13, :10])
+
+
+def test_an_image_is_purified_alike_alone_and_in_a_batch(purifier, rng):
     images = rng.random((3, 12, 12, 1), dtype="float32")
-    together = purifier.purify(images)
-    for image, expected in zip(images, together, strict=True):
+    for image, expected in zip(images, purifier.purify(images), strict=True):
         np.testing.assert_allclose(purifier.purify(image), expected, atol=1e-6)
+
+
+def test_the_gradient_of_all_quantizers_is_set_at_once_and_identity_changes_the_answer(purifier, rng):
+    image = rng.random((16, 16, 1), dtype="float32")
+    hard = purifier.purify(image)
+    purifier.set_gradient("rotation")
+    np.testing.assert_array_equal(purifier.purify(image), hard)
+    purifier.set_gradient("identity")
+    assert np.abs(purifier.purify(image) - hard).max() > 1e-4
+    with pytest.raises(ValueError, match="straight_through"):
+        purifier.set_gradient("none")
 
 
 def test_bytes_and_floats_mean_the_same_image(purifier, rng):

@@ -30,9 +30,18 @@ def sum_over_replicas(*tensors: Any) -> list[Any]:
 def share_of_loss(loss: Any) -> Any:
     """A replica's mean loss as its share of the mean over all: what a `compute_loss` of one's own must return.
 
-    Keras sums gradients over replicas and divides only the losses it computes itself.
+    Keras sums gradients over replicas and divides only the losses it computes itself. The shares must be equal: a
+    batch is a multiple of the replicas.
     """
     return loss / replica()[1]
+
+
+def jit_in_inference() -> bool:
+    """Whether to compile inference with the backend's own compiler.
+
+    JAX is nothing without it. TensorFlow's graphs and PyTorch answer at once instead of after seconds of compilation.
+    """
+    return keras.backend.backend() == "jax"
 
 
 def is_concrete(tensor: Any) -> bool:
@@ -85,7 +94,7 @@ def input_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a function of tensors where the backend can; its Keras variables must be frozen.
 
-    TensorFlow gets a graph without XLA, which is slower here on CPUs.
+    TensorFlow compiles to a graph, not with XLA: on CPUs its loops and narrow convolutions were slower.
     """
     name = keras.backend.backend()
     if name == "tensorflow":

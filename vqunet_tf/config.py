@@ -13,6 +13,13 @@ from typing import Any
 from vqunet_tf.errors import UserError, choice
 
 
+def _at_least(config: Any, lowest: float, *names: str) -> None:
+    """Raises a `UserError` for the first of these settings that is too small."""
+    for name in names:
+        if not getattr(config, name) >= lowest:
+            raise UserError(f"configuration {name}: expected at least {lowest:g}, got {getattr(config, name)!r}")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the images come from.
@@ -32,6 +39,13 @@ class DataConfig:
     limit: int = 0
     image_shape: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "seed", "limit")
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise UserError(
+                f"configuration validation_fraction: expected between 0 and 1, got {self.validation_fraction}"
+            )
 
 
 @dataclass(frozen=True)
@@ -56,15 +70,19 @@ class ClassifierConfig:
     max_shift: int = 2
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "blocks", "epochs", "batch_size")
+        _at_least(self, 0, "max_shift", "learning_rate", "weight_decay", "label_smoothing")
+
 
 @dataclass(frozen=True)
 class PurifierConfig:
-    """Arguments of `vqunet_tf.VQUNet`, by the same names."""
+    """Arguments of `vqunet_tf.VQUNet`, by the same names; one number in a list stands for all levels."""
 
     widths: tuple[int, ...] = (32, 64, 96)
     blocks: int = 1
-    num_embeddings: tuple[int, ...] = (512, 512, 512)
-    embedding_dim: tuple[int, ...] = (16, 16, 16)
+    num_embeddings: tuple[int, ...] = (512,)
+    embedding_dim: tuple[int, ...] = (16,)
     stem: int = 2
     commitment_cost: float = 0.25
     decay: float = 0.99
@@ -96,6 +114,12 @@ class TrainingConfig:
     jit_compile: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs", "batch_size")
+        _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup")
+        if not self.clean + self.noisy + self.adversarial > 0:
+            raise UserError("configuration clean, noisy, adversarial: expected a share above 0, got none")
+
 
 @dataclass(frozen=True)
 class AttackConfig:
@@ -111,6 +135,10 @@ class AttackConfig:
     max_steps: int = 8
     batch_size: int = 256
 
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "copies", "max_steps", "batch_size")
+        _at_least(self, 0, "epsilon")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -120,6 +148,9 @@ class EvaluationConfig:
     pgd_steps: int = 20
     num_examples: int = 500
     batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "pgd_steps", "num_examples", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -204,14 +235,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-_SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32, 32), embedding_dim=(8, 8))
+_SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32,), embedding_dim=(8,))
 
 _PRESETS: dict[str, Config] = {
     # 1,397 training images, 140 of them held out; the figures are in the README, from `make demo`.
     "digits": Config(
         data=DataConfig(dataset="digits"),
         classifier=ClassifierConfig(epochs=15, batch_size=64, max_shift=2),
-        purifier=PurifierConfig(widths=(24, 48, 64), num_embeddings=(128, 128, 128)),
+        purifier=PurifierConfig(widths=(24, 48, 64), num_embeddings=(128,)),
         training=TrainingConfig(epochs=24, batch_size=64),
         attack=AttackConfig(epsilon=0.25, copies=4),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.2), num_examples=400),

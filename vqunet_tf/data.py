@@ -61,12 +61,6 @@ def _read(config: DataConfig, split: str) -> Arrays:
 
 def _part(config: DataConfig, split: str, count: int) -> np.ndarray:
     """The places in the training set, `[n]`, of its part `train` or `validation`."""
-    if not 0 < config.validation_fraction < 1:
-        raise UserError(
-            f"data.validation_fraction: expected a number between 0 and 1, got {config.validation_fraction}"
-        )
-    if config.limit < 0 or config.seed < 0:
-        raise UserError(f"data.limit and data.seed: expected 0 or more, got {config.limit} and {config.seed}")
     held = max(1, round(count * config.validation_fraction))
     if held >= count:
         raise UserError(

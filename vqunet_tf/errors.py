@@ -26,7 +26,7 @@ def choice(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
 def guard(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a command so that a `UserError` ends it in one line, status 2.
 
-    Ctrl-C ends it with status 130 and says that the same command goes on from what is saved.
+    Ctrl-C ends it with status 130.
     """
 
     @functools.wraps(function)
@@ -37,7 +37,7 @@ def guard(function: Callable[..., Any]) -> Callable[..., Any]:
             line = " ".join(str(error).split())
             status = 2
         except KeyboardInterrupt:
-            line = "interrupted: what was finished is kept, the same command goes on from there"
+            line = "interrupted: training goes on from its last checkpoint when the same command is given again"
             status = 130
         sys.stderr.write(f"error: {line}\n")
         sys.exit(status)

@@ -16,8 +16,7 @@ from vqunet_tf.errors import UserError
 class RunFolder:
     """The files of one run, by name.
 
-    config.json, classifier.keras, purifier.keras, metrics.csv, checkpoints/, tensorboard/,
-    report.json, report.md, plots/.
+    config.json, classifier.keras, purifier.keras, metrics.csv, checkpoints/, report.json, report.md, plots/.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -32,18 +31,23 @@ class RunFolder:
     def create(self, config: Config) -> None:
         """Makes the folder for `config`, or checks that it was made for the same one.
 
-        Raises a `UserError` if the folder holds a run with another configuration: nothing is overwritten.
+        Raises a `UserError` if the folder holds a run with another configuration, or something that is no run: nothing
+        is overwritten. Where the data lie and which devices train may change from one call to the next.
         """
         if self.config.exists():
-            found = self.load_config()
-            if found != config:
+            difference = _difference(self.load_config(), config)
+            if difference:
                 raise UserError(
-                    f"{self.path} holds a run with another configuration ({_difference(found, config)}): "
+                    f"{self.path} holds a run with another configuration ({difference}): "
                     "choose another --run_dir, or give the flags of that run"
                 )
             return
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--run_dir {self.path} is a file: expected a folder, or a name that is free")
+        if self.path.exists() and any(self.path.iterdir()):
+            raise UserError(
+                f"--run_dir {self.path} holds files but no run (no config.json): expected an empty folder or a free name"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config, config.to_json())
@@ -96,12 +100,18 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     return model
 
 
+# What may differ between two calls that work on the same run.
+_FREE = {("data", "data_dir"), ("training", "strategy"), ("training", "jit_compile")}
+
+
 def _difference(found: Config, wanted: Config) -> str:
-    """The first setting in which two configurations differ."""
+    """The first setting in which two configurations differ, in words; empty if they are those of the same run."""
     for section in vars(found):
         old: Any = getattr(found, section)
         new: Any = getattr(wanted, section)
         for key in vars(old):
-            if getattr(old, key) != getattr(new, key):
+            # The shape and the names of the classes are not known before the data are read.
+            unknown = key in ("image_shape", "class_names") and not getattr(new, key)
+            if getattr(old, key) != getattr(new, key) and (section, key) not in _FREE and not unknown:
                 return f"{section}.{key} is {getattr(old, key)!r} there, {getattr(new, key)!r} here"
-    return "equal"
+    return ""

@@ -73,7 +73,7 @@ class PadToMultiple(layers.Layer):
     """
 
     def __init__(self, multiple: int, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs})  # images keep their precision whatever the policy
         self.multiple = multiple
 
     def call(self, images: Any) -> Any:
@@ -100,6 +100,9 @@ class PadToMultiple(layers.Layer):
 @keras.saving.register_keras_serializable("vqunet_tf")
 class CropLike(layers.Layer):
     """Cuts the first image batch to the height and width of the second: undoes `PadToMultiple`."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, images: Any, like: Any) -> Any:
         _, height, width, _ = ops.shape(like)

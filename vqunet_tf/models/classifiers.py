@@ -90,4 +90,9 @@ def logits_of(classifier: keras.Model, images: np.ndarray, batch_size: int = 500
     """Logits float32 [N, K] of uint8 images [N, H, W, C], a batch of floats in memory at a time."""
     starts = range(0, len(images), batch_size)
     parts_of = [classifier.predict_on_batch(pixels.to_unit(images[i : i + batch_size])) for i in starts]
-    return np.concatenate(parts_of).astype("float32")
+    logits = np.concatenate(parts_of).astype("float32")
+    if len(logits) != len(images):  # as under a tf.distribute strategy, where every replica answers
+        raise RuntimeError(
+            f"expected logits of {len(images)} images, got {len(logits)}: call this outside a strategy's scope"
+        )
+    return logits

@@ -32,6 +32,9 @@ class DefendedClassifier(keras.Model):
     def call(self, images: Any, training: bool = False) -> Any:
         return self.classifier(self.purifier(images, training=training), training=False)
 
+    def compute_output_spec(self, images: Any, training: bool = False) -> Any:
+        return self.classifier(self.purifier(images))  # symbolic: each part says its own
+
     def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {

@@ -187,7 +187,8 @@ def candidate_rows(vectors: Any, number: int, step: Any, replica: Any = 0, repli
         [number, D].
     """
     local = ops.maximum(ops.shape(vectors)[0], 1)
-    sequence = ops.arange(number, dtype="float32") * _GOLDEN + ops.cast(step, "float32") * (_GOLDEN**2)
+    turn = ops.mod(ops.cast(step, "float32"), 1024.0)  # small, so that float32 can tell the fractions apart
+    sequence = ops.arange(number, dtype="float32") * _GOLDEN + turn * (_GOLDEN**2)
     fraction = sequence - ops.floor(sequence)
     total = local * replicas
     place = ops.minimum(ops.cast(fraction * ops.cast(total, "float32"), "int32"), total - 1)

@@ -41,8 +41,8 @@ class VectorQuantizer(keras.layers.Layer):
         decay: of the moving averages, in [0, 1).
         distance: "euclidean", or "cosine" (inputs and codes count by their direction only).
         gradient: what reaches the inputs: "straight_through", "rotation", "soft" (of softened codes), or "identity",
-            which lets the inputs through unquantized. May be set on a built layer, before it is compiled into anything:
-            attacks that know the purifier try them all.
+            which lets the inputs (for the cosine distance their directions) through unquantized. May be set on a built layer
+            before it is compiled into anything: attacks that know the purifier try them all.
         temperature: of the soft codes, a squared distance.
         revive_after: training steps without a hit until a code is moved; 0 never moves one.
         init: "kmeans" (from the first training batch) or "uniform".

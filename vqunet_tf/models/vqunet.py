@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from vqunet_tf import pixels
+from vqunet_tf import backend, pixels
 from vqunet_tf.models import blocks as parts
 from vqunet_tf.models import presets
 from vqunet_tf.models.vector_quantizer import VectorQuantizer
@@ -27,8 +27,8 @@ class VQUNet(keras.Model):
                             |                 |                          |
         image <- head <- level 0 <-  up  <- level 1 <-  up  <- ... <-----+
 
-    Level i works at 1 / (stem 2^i) of the resolution. Any height and width of at least 8 will do: images are padded
-    and cropped inside.
+    Level i works at 1 / (stem 2^i) of the resolution. Any height and width of at least 8 and of half of stem 2^(L-1)
+    will do: images are padded and cropped inside.
 
     Args:
         widths: channels per level; their number is the depth L.
@@ -60,7 +60,7 @@ class VQUNet(keras.Model):
         skips: bool = True,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
         depth = len(widths)
         codes = _per_level("num_embeddings", num_embeddings, depth)
         dims = _per_level("embedding_dim", embedding_dim, depth)
@@ -134,12 +134,22 @@ class VQUNet(keras.Model):
         self.quantize = quantize
         self.skips = skips
         self(images)  # so that it can be saved and exported before its first use
+        self.jit_compile = self.graph.jit_compile = backend.jit_in_inference()
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:
         """The vector quantizers, finest level first; empty for `quantize=False`."""
         found = [layer for layer in self.graph.layers if isinstance(layer, VectorQuantizer)]
         return sorted(found, key=lambda layer: layer.name)
+
+    def set_gradient(self, name: str) -> None:
+        """Sets the gradient estimator of every quantizer: see `VectorQuantizer`.
+
+        What was compiled before (`fit`, an attack, a `tf.function` of one's own) keeps the old one.
+        """
+        for quantizer in self.quantizers:
+            quantizer.gradient = name
+        self.predict_function = self.graph.predict_function = None
 
     def call(self, images: Any, training: bool = False) -> Any:
         if images.shape[-1] != self.channels:
@@ -162,8 +172,8 @@ class VQUNet(keras.Model):
         Raises:
             ValueError: another rank or channel count, floats outside [0, 1], NaN, or sides below 8.
         """
-        parts_of, single = self._in_batches(images, batch_size, self)
-        result = np.concatenate(parts_of)
+        batches, single = self._in_batches(images, batch_size, self.predict_on_batch)
+        result = np.concatenate(batches)
         return result[0] if single else result
 
     def codes(self, images: Any, batch_size: int = 128) -> dict[str, np.ndarray]:
@@ -172,7 +182,9 @@ class VQUNet(keras.Model):
         Takes and refuses what `purify` does. Returns int32 maps in [0, num_embeddings) by level: `level_0` (the finest)
         [B, h, w], or [h, w] for one image.
         """
-        batches, single = self._in_batches(images, batch_size, lambda batch: self.graph(batch)["indices"])
+        batches, single = self._in_batches(
+            images, batch_size, lambda batch: self.graph.predict_on_batch(batch)["indices"]
+        )
         levels = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         return {name: maps[0] for name, maps in levels.items()} if single else levels
 
@@ -201,6 +213,7 @@ class VQUNet(keras.Model):
 def _per_level(name: str, value: int | Sequence[int], depth: int) -> tuple[int, ...]:
     """One number per level."""
     values = (value,) * depth if isinstance(value, int) else tuple(value)
+    values = values * depth if len(values) == 1 else values
     if len(values) != depth:
         raise ValueError(f"Expected {name} to be one number or one for each of the {depth} levels. Received: {value!r}")
     return values

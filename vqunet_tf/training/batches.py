@@ -8,14 +8,21 @@ import keras
 import numpy as np
 
 from vqunet_tf.config import AttackConfig, ClassifierConfig, TrainingConfig
+from vqunet_tf.errors import UserError
 
 
 class Batches(keras.utils.PyDataset):
     """Whole batches in an order decided by (seed, epoch) alone, so that a resumed run sees the same images."""
 
-    def __init__(self, size: int, batch_size: int, seed: int):
+    def __init__(self, size: int, batch_size: int, seed: int, replicas: int = 1):
         super().__init__()
-        self.size, self.batch_size, self.seed = size, min(batch_size, size), seed
+        # Equal shards: only then is the mean over replicas the mean over the batch, and Keras accepts no others.
+        self.batch_size = min(batch_size, size) // replicas * replicas
+        if not self.batch_size:
+            raise UserError(
+                f"expected at least {replicas} images a batch, one for each replica, got {min(batch_size, size)}"
+            )
+        self.size, self.seed = size, seed
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
@@ -36,8 +43,8 @@ class Batches(keras.utils.PyDataset):
 class ClassifierBatches(Batches):
     """(images uint8 [B, H, W, C] shifted and flipped at random, labels int32 [B])."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, config: ClassifierConfig, seed: int):
-        super().__init__(len(images), config.batch_size, seed)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, config: ClassifierConfig, seed: int, replicas: int = 1):
+        super().__init__(len(images), config.batch_size, seed, replicas)
         self.labels, self.shift, self.flip = labels, config.max_shift, config.flip
         self.shape = images.shape[1:3]
         border = [(0, 0), (self.shift, self.shift), (self.shift, self.shift), (0, 0)]
@@ -68,8 +75,9 @@ class PurifierBatches(Batches):
         adversarial: np.ndarray,
         training: TrainingConfig,
         attack: AttackConfig,
+        replicas: int = 1,
     ):
-        super().__init__(len(images), training.batch_size, training.seed)
+        super().__init__(len(images), training.batch_size, training.seed, replicas)
         self.images, self.logits, self.adversarial = images, logits, adversarial
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()

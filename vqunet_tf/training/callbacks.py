@@ -93,27 +93,36 @@ class Usage(keras.callbacks.Callback):
 
 
 class MetricsFile(keras.callbacks.Callback):
-    """Appends one row per epoch and metric to metrics.csv: stage, epoch, name, value."""
+    """Appends one row per epoch and metric to metrics.csv: stage, epoch, name, value.
 
-    def __init__(self, path: Path, stage: str):
+    Rows of epochs after `done_epochs` are of a run that was interrupted before its checkpoint, and go.
+    """
+
+    def __init__(self, path: Path, stage: str, done_epochs: int):
         super().__init__()
         self.path, self.stage = path, stage
+        rows = [["stage", "epoch", "name", "value"]]
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.reader(file) if row[0] != stage or int(row[1]) <= done_epochs]
+        write_text(path, "".join(",".join(row) + "\n" for row in rows))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            if new:
-                rows.writerow(["stage", "epoch", "name", "value"])
-            rows.writerows([self.stage, epoch + 1, name, f"{float(value):.6g}"] for name, value in (logs or {}).items())
+        with self.path.open("a", encoding="utf-8") as file:
+            for name, value in (logs or {}).items():
+                file.write(f"{self.stage},{epoch + 1},{name},{float(value):.6g}\n")
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves weights and optimizer after each epoch, written beside and renamed."""
+    """Saves weights and optimizer after each epoch, `<stage>.<epoch>.weights.h5`, whole or not at all.
+
+    A small JSON file names the one that counts and is replaced last, so that a kill at any moment leaves a checkpoint
+    that knows its epoch.
+    """
 
     def __init__(self, folder: Path, stage: str):
         super().__init__()
-        self.weights = folder / f"{stage}.weights.h5"
+        self.folder, self.stage = folder, stage
         self.state = folder / f"{stage}.json"
 
     def restore(self, model: keras.Model) -> int:
@@ -123,22 +132,32 @@ class Checkpoint(keras.callbacks.Callback):
         try:
             epochs = int(json.loads(self.state.read_text(encoding="utf-8"))["epochs"])
             model.optimizer.build(model.trainable_variables)
-            model.load_weights(self.weights)
+            model.load_weights(self._weights(epochs))
         except Exception as error:  # h5py, JSON and Keras each raise their own
             raise UserError(
-                f"the checkpoint {self.weights} cannot be read ({error}): delete {self.state} to start over"
+                f"the checkpoint of {self.stage} in {self.folder} cannot be read ({error}): "
+                f"delete {self.state} to train this stage anew"
             ) from None
         return epochs
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del logs
-        self.weights.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.weights.with_name(f"part.{self.weights.name}")
-        self.model.save_weights(beside)
-        beside.replace(self.weights)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        old = set(self.folder.glob(f"{self.stage}.*.weights.h5"))
+        new = self._weights(epoch + 1)
+        self.model.save_weights(new)
         write_text(self.state, json.dumps({"epochs": epoch + 1}))
+        for path in old - {new}:
+            path.unlink()
 
-    def remove(self) -> None:
-        """Deletes the checkpoint, once the stage's model file is written."""
-        self.state.unlink(missing_ok=True)
-        self.weights.unlink(missing_ok=True)
+    def _weights(self, epochs: int) -> Path:
+        return self.folder / f"{self.stage}.{epochs}.weights.h5"
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Deletes what training keeps for a resume, and the folder if nothing else is in it."""
+    for pattern in ("*.weights.h5", "classifier.json", "purifier.json", "*adversaries.npy"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -31,6 +31,12 @@ def scope(name: str) -> contextlib.AbstractContextManager[Any]:
     return _mirrored(tuple(device.name for device in devices)).scope()
 
 
+def replicas(name: str) -> int:
+    """How many devices train in step under this strategy."""
+    with scope(name) as strategy:
+        return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> Any:
     """One strategy for the whole process: two would number their all-reduces alike, and TensorFlow mixes them up."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 
 import keras
@@ -11,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vqunet_tf import data, runs
-from vqunet_tf.config import Config
-from vqunet_tf.errors import choice
+from vqunet_tf.config import Config, PurifierConfig
+from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, callbacks, devices
@@ -34,30 +33,37 @@ def train(config: Config, run: RunFolder, say: Callable[[str], None]) -> None:
     choice("objective", config.training.objective, OBJECTIVES)
     choice("precision", config.training.precision, PRECISIONS)
     choice("strategy", config.training.strategy, devices.STRATEGIES)
+    _refuse_impossible(config.purifier)
+    if run.config.exists():
+        run.create(config)  # refuses another configuration before any data are read
+        if run.classifier.exists() and run.purifier.exists():
+            say(f"nothing to do: {run.path} holds a finished run")
+            return
+
     train_split = data.load(config.data, "train")
     validation = data.load(config.data, "validation")
     config = config.replace(
         {"data.image_shape": train_split.images.shape[1:], "data.class_names": train_split.class_names}
     )
-    given = _given_classifier(config, validation.images[:64]) if config.classifier.path else None
+    given = None
+    if config.classifier.path and not run.classifier.exists():
+        given = _given_classifier(config, validation.images[:64])
     run.create(config)
-    if run.classifier.exists() and run.purifier.exists():
-        say(f"nothing to do: {run.path} holds a finished run")
-        return
-
+    policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.training.precision)
-    keras.utils.set_random_seed(config.training.seed)
-    if given is not None and not run.classifier.exists():
-        runs.save_model(given, run.classifier)
-    if not run.classifier.exists():
-        _train_classifier(config, run, train_split)
-    classifier = run.load_classifier()
-    say(f"classifier: {_accuracy(classifier, validation):.2%} of {len(validation.labels)} validation images")
-    if not run.purifier.exists():
-        _train_purifier(config, run, train_split.images, _adversaries(config, run, classifier, train_split.images))
-    defended = DefendedClassifier(run.load_purifier(), classifier)
-    say(f"purified:   {_accuracy(defended, validation):.2%} of the same images, none of them attacked")
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    try:
+        _train_stages(config, run, given, train_split, validation, say)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    callbacks.remove_checkpoints(run.checkpoints)
+
+
+def _refuse_impossible(settings: PurifierConfig) -> None:
+    """Raises a `UserError` for settings of which no purifier can be made, before hours are spent on the rest."""
+    try:
+        VQUNet(**dataclasses.asdict(settings), channels=1)
+    except ValueError as error:
+        raise UserError(f"configuration purifier: {error}") from None
 
 
 def _given_classifier(config: Config, images: np.ndarray) -> keras.Model:
@@ -68,11 +74,36 @@ def _given_classifier(config: Config, images: np.ndarray) -> keras.Model:
     return classifier
 
 
+def _train_stages(
+    config: Config,
+    run: RunFolder,
+    given: keras.Model | None,
+    train_split: data.Split,
+    validation: data.Split,
+    say: Callable[[str], None],
+) -> None:
+    if given is not None:
+        runs.save_model(given, run.classifier)
+    if not run.classifier.exists():
+        _train_classifier(config, run, train_split)
+    classifier = run.load_classifier()
+    say(f"classifier: {_accuracy(classifier, validation):.2%} of {len(validation.labels)} validation images")
+    if not run.purifier.exists():
+        adversarial = _adversaries(config, run, classifier, train_split.images)
+        # Outside the scope of a strategy: in there Keras gives the answers of every replica.
+        logits = classifiers.logits_of(classifier, train_split.images)
+        _train_purifier(config, run, train_split.images, logits, adversarial)
+    defended = DefendedClassifier(run.load_purifier(), classifier)
+    say(f"purified:   {_accuracy(defended, validation):.2%} of the same images, none of them attacked")
+
+
 def _train_classifier(config: Config, run: RunFolder, split: data.Split) -> None:
-    settings = config.classifier
-    batches = ClassifierBatches(split.images, split.labels, settings, config.training.seed)
+    settings, training = config.classifier, config.training
+    replicas = devices.replicas(training.strategy)
+    batches = ClassifierBatches(split.images, split.labels, settings, training.seed, replicas)
     shape, classes = config.data.image_shape, len(config.data.class_names)
-    with devices.scope(config.training.strategy):
+    keras.utils.set_random_seed(training.seed)
+    with devices.scope(training.strategy):
         model = classifiers.build(settings.name, shape, classes, settings.widths, settings.blocks)
         objective = ClassifierObjective(model, settings.label_smoothing)
         schedule = _one_cycle(settings.learning_rate, settings.epochs * len(batches), warmup=0.2)
@@ -95,14 +126,16 @@ def _adversaries(config: Config, run: RunFolder, classifier: keras.Model, images
     return crafted
 
 
-def _train_purifier(config: Config, run: RunFolder, images: np.ndarray, adversarial: np.ndarray) -> None:
+def _train_purifier(
+    config: Config, run: RunFolder, images: np.ndarray, logits: np.ndarray, adversarial: np.ndarray
+) -> None:
     settings = config.training
+    replicas = devices.replicas(settings.strategy)
+    batches = PurifierBatches(images, logits, adversarial, settings, config.attack, replicas)
+    keras.utils.set_random_seed(settings.seed)
     with devices.scope(settings.strategy):
-        classifier = run.load_classifier()
         purifier = VQUNet(**dataclasses.asdict(config.purifier), channels=config.data.image_shape[-1])
-        logits = classifiers.logits_of(classifier, images)
-        batches = PurifierBatches(images, logits, adversarial, settings, config.attack)
-        objective = GrayBoxObjective(purifier, classifier, settings)
+        objective = GrayBoxObjective(purifier, run.load_classifier(), settings)
         schedule = _one_cycle(settings.learning_rate, settings.epochs * len(batches), settings.warmup)
         usage = callbacks.Usage(purifier)
         _fit("purifier", objective, batches, settings.epochs, schedule, settings.weight_decay, config, run, usage)
@@ -135,7 +168,7 @@ def _fit(
         callbacks=[
             callbacks.Epochs(batches),
             *more,
-            callbacks.MetricsFile(run.metrics, stage),
+            callbacks.MetricsFile(run.metrics, stage, done),
             callbacks.StopOnNaN(),
             checkpoint,
             callbacks.Progress(stage, batches.batch_size, len(batches), epochs, done),

@@ -23,7 +23,7 @@ class ClassifierObjective(keras.Model):
         self.built = True
 
     def call(self, images: Any, training: bool = False) -> Any:
-        return self.classifier(pixels.to_unit(images), training=training)
+        return ops.cast(self.classifier(pixels.to_unit(images), training=training), "float32")
 
     def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> Any:
         del x, sample_weight, training
@@ -44,8 +44,8 @@ class GrayBoxObjective(keras.Model):
                                                                                arXiv 1712.02976)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
-    The quantizers' losses are outputs added here: `add_loss` is not safe under `tf.distribute` once a layer
-    synchronises its replicas.
+    The classifier is frozen (`trainable = False`). The quantizers' losses are outputs added here: `add_loss` is not
+    safe under `tf.distribute` once a layer synchronises its replicas.
     """
 
     def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
@@ -69,7 +69,7 @@ class GrayBoxObjective(keras.Model):
     def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> Any:
         del sample_weight, training
         known = ops.log_softmax(ops.cast(y, "float32"))
-        found = ops.log_softmax(y_pred["logits"])
+        found = ops.log_softmax(ops.cast(y_pred["logits"], "float32"))
         losses = {
             "pixel": ops.mean(ops.abs(y_pred["images"] - pixels.to_unit(x["clean"]))),
             "guidance": ops.mean(ops.sum(ops.exp(known) * (known - found), axis=-1)),
