@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from vqunet_tf import VectorQuantizer, VQUNet
+from vqunet_tf import VQUNet
 from vqunet_tf.config import preset
 
 SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -27,15 +27,13 @@ SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 3
 
 def multiply_accumulates(model: VQUNet, shape: tuple[int, ...]) -> int:
     """Of one image: the convolutions and the search for the nearest codes."""
-    total = 0
-    layers = [layer for layer in model.graph.layers if isinstance(layer, (keras.layers.Conv2D, VectorQuantizer))]
-    graph = keras.Model(model.graph.inputs, [layer.output for layer in layers])
-    for layer, output in zip(layers, graph(np.zeros((1, *shape), "float32")), strict=True):
-        if isinstance(layer, keras.layers.Conv2D):
-            total += int(np.prod(output.shape[1:3])) * int(np.prod(layer.kernel.shape))
-        else:
-            total += int(np.prod(output["indices"].shape)) * layer.num_embeddings * layer.embedding_dim
-    return total
+    image = np.zeros((1, *shape), "float32")
+    convolutions = [layer for layer in model.graph.layers if isinstance(layer, keras.layers.Conv2D)]
+    outputs = keras.Model(model.graph.inputs, [layer.output for layer in convolutions])(image)
+    places = [int(np.prod(output.shape[1:3])) for output in outputs]
+    total = sum(place * int(np.prod(layer.kernel.shape)) for place, layer in zip(places, convolutions, strict=True))
+    maps = [codes for _, codes in sorted(model.codes(image).items())]
+    return total + sum(m.size * q.num_embeddings * q.embedding_dim for m, q in zip(maps, model.quantizers, strict=True))
 
 
 def best_seconds(run: Callable[[], Any], repeats: int = 15) -> float:

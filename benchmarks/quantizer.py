@@ -3,7 +3,8 @@
     python -m benchmarks.quantizer [--repeats=7]
 
 Prints one JSON line per shape, task and contender: the median milliseconds of the repeats, taken in turns so that what
-else the machine does falls on all alike, and the ratio to ours. Contenders: `ours`; `vector_quantize_pytorch` (if
+else the machine does falls on all alike, and the ratio to ours; on Linux also the memory one call takes at its peak
+beyond what was there before it. Contenders: `ours`; `vector_quantize_pytorch` (if
 installed: extra `bench`); `one_hot`, the formulation of the Keras example; `matmul`, the bare product
 z @ codebook.T, whose time is the yardstick: all the distances have to be computed somehow. The task `forward` is nearest codes and their
 content; `train` is forward, straight-through backward to the inputs, and the moving-average update.
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +127,40 @@ def measure(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def peak_mebibytes(name: str, task: str, shape: tuple[int, int, int]) -> float | None:
+    """How far resident memory rises in the first call at this shape, in a process of its own; None if it cannot be told.
+
+    A small call goes before, so that what libraries allocate once does not count. Later calls reuse what the
+    allocator kept, and would show nothing.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (name, task, shape))
+
+
+def _peak(name: str, task: str, shape: tuple[int, int, int]) -> float | None:
+    make = globals()[name]
+    make(*data(64, 4, 8))[task]()
+    run = make(*data(*shape))[task]
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = _kibibytes(status.read_text(), "VmRSS")
+        run()
+        return round((_kibibytes(status.read_text(), "VmHWM") - before) / 1024, 1)
+    except OSError:
+        return None
+
+
+def data(count: int, width: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [count, width] and codes [number, width]."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, width)).astype("float32"), rng.normal(size=(number, width)).astype("float32")
+
+
+def _kibibytes(status: str, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
@@ -135,21 +172,16 @@ def main() -> None:
         makers["vector_quantize_pytorch"] = vector_quantize_pytorch
     except ImportError:
         print(json.dumps({"left_out": "vector_quantize_pytorch", "why": "not installed: pip install -e '.[bench]'"}))
-    rng = np.random.default_rng(0)
-    for count, width, number in SHAPES:
-        vectors = rng.normal(size=(count, width)).astype("float32")
-        codes = rng.normal(size=(number, width)).astype("float32")
-        tasks = {name: make(vectors, codes) for name, make in makers.items()}
+    for shape in SHAPES:
+        tasks = {name: make(*data(*shape)) for name, make in makers.items()}
         for task in ("forward", "train"):
-            found = measure({name: runs[task] for name, runs in tasks.items() if task in runs}, repeats)
+            runs = {name: runs[task] for name, runs in tasks.items() if task in runs}
+            found = measure(runs, repeats)
             for name, milliseconds in found.items():
-                row = {"shape": [count, width, number], "task": task, "contender": name}
-                print(
-                    json.dumps(
-                        {**row, "ms": round(milliseconds, 2), "times_ours": round(milliseconds / found["ours"], 2)}
-                    ),
-                    flush=True,
-                )
+                row = {"shape": shape, "task": task, "contender": name, "ms": round(milliseconds, 2)}
+                row["times_ours"] = round(milliseconds / found["ours"], 2)
+                row["peak_mib"] = peak_mebibytes(name, task, shape)
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

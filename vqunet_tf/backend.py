@@ -36,6 +36,23 @@ def share_of_loss(loss: Any) -> Any:
     return loss / replica()[1]
 
 
+def argmax(scores: Any) -> Any:
+    """Index of the largest number along the last axis, int32; the first of equals.
+
+    `keras.ops.argmax` ranks -0.0 below 0.0, which takes it several passes over the scores; to us they are equal.
+    """
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        return tf.argmax(scores, axis=-1, output_type=tf.int32)
+    if name == "jax":
+        import jax.numpy as jnp
+
+        return jnp.argmax(scores, axis=-1).astype("int32")
+    return keras.ops.cast(keras.ops.argmax(scores, axis=-1), "int32")
+
+
 def jit_in_inference() -> bool:
     """Whether to compile inference with the backend's own compiler.
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from keras import ops
 
+from vqunet_tf import backend
+
 # Scores held at once. Small tiles stay in the processor's cache: on CPUs that is faster than one large matrix product.
 MAX_BYTES = 4 * 2**20
 
@@ -37,7 +39,7 @@ def nearest_codes(vectors: Any, codebook: Any, max_bytes: int = MAX_BYTES) -> An
 
     def nearest(rows: Any) -> Any:
         # Added last, the bias is fused into the product.
-        return ops.cast(ops.argmax(ops.add(ops.matmul(rows, transposed), bias), axis=-1), "int32")
+        return backend.argmax(ops.add(ops.matmul(rows, transposed), bias))
 
     most = max(1, max_bytes // (4 * codebook.shape[0]))
     count, width = vectors.shape
