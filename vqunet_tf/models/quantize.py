@@ -12,7 +12,7 @@ from keras import ops
 from vqunet_tf import backend
 
 # Scores held at once. Small tiles stay in the processor's cache: on CPUs that is faster than one large matrix product.
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 2 * 2**20
 
 # Candidate rows are spread over a batch by multiples of the golden ratio: evenly, never in step
 # with the rows of an image, and without random state that replicas would have to share.
@@ -48,9 +48,15 @@ def nearest_codes(vectors: Any, codebook: Any, max_bytes: int = MAX_BYTES) -> An
     rows = ops.shape(vectors)[0]
     tiles = -(-rows // most) if count is not None else ops.maximum(1, (rows + most - 1) // most)
     tile = (rows + tiles - 1) // tiles  # as even as can be
-    padded = ops.pad(vectors, [[0, tiles * tile - rows], [0, 0]])
-    indices = ops.map(nearest, ops.reshape(padded, (tiles, tile, width)))
-    return ops.reshape(indices, (-1,))[:rows]
+    last = rows - tile  # where the last tile starts: it overlaps the one before, which costs no padded copy
+
+    def nearest_from(start: Any) -> Any:
+        return nearest(ops.slice(vectors, (start, 0), (tile, width)))
+
+    indices = ops.map(nearest_from, ops.minimum(ops.arange(tiles, dtype="int32") * tile, last))
+    indices = ops.reshape(indices, (-1,))
+    whole = (tiles - 1) * tile
+    return ops.concatenate([indices[:whole], indices[tiles * tile - (rows - whole) :]])
 
 
 def lookup(codebook: Any, indices: Any) -> Any:
@@ -83,7 +89,7 @@ def straight_through(vectors: Any, quantized: Any) -> Any:
         upstream = args[0] if upstream is None else upstream
         return upstream, ops.zeros_like(upstream)
 
-    return ops.add(quantized, ops.zeros_like(vectors)), gradient
+    return quantized, gradient
 
 
 @ops.custom_gradient
@@ -108,7 +114,7 @@ def rotation(vectors: Any, quantized: Any) -> Any:
         turned = g - 2.0 * r * ops.sum(r * g, -1, keepdims=True) + 2.0 * a * ops.sum(b * g, -1, keepdims=True)
         return ops.where(defined, scale * turned, g), ops.zeros_like(g)
 
-    return ops.add(quantized, ops.zeros_like(vectors)), gradient
+    return quantized, gradient
 
 
 def soft_codes(vectors: Any, quantized: Any, codebook: Any, temperature: float) -> Any:
@@ -131,7 +137,7 @@ def soft_codes(vectors: Any, quantized: Any, codebook: Any, temperature: float) 
             back = along - mean * ops.sum(mean * g, -1, keepdims=True)
             return 2.0 / temperature * back, ops.zeros_like(g)
 
-        return ops.add(q, ops.zeros_like(z)), gradient
+        return q, gradient
 
     return replace(vectors, quantized)
 
