@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vqunet_tf import DefendedClassifier, VQUNet
+from vqunet_tf import DefendedClassifier, VQUNet, data
+from vqunet_tf.config import DataConfig
 from vqunet_tf.models import blocks
 
 
@@ -190,3 +191,24 @@ def test_too_small_for_the_depth_says_so():
     model = VQUNet(widths=(4,) * 6, num_embeddings=4, embedding_dim=2, channels=1)
     with pytest.raises(ValueError, match="at least 32 pixels"):
         model(np.zeros((1, 16, 16, 1), "float32"))
+
+
+def test_nearly_all_codes_are_used_on_real_images(tfds_dir):
+    """A quarter of an epoch of Fashion-MNIST; the whole of it with five seeds is in docs/vqunet.md."""
+    images = data.load(DataConfig(dataset="fashion_mnist", data_dir=str(tfds_dir), limit=15360), "train").images
+    model = VQUNet(widths=(8, 16, 24), num_embeddings=512, embedding_dim=16, channels=1)
+    optimizer = keras.optimizers.AdamW(2e-3)
+
+    @tf.function
+    def step(batch):
+        x = tf.cast(batch, tf.float32) / 255.0
+        with tf.GradientTape() as tape:
+            result = model.graph(x, training=True)
+            loss = tf.reduce_mean(tf.abs(result["images"] - x)) + result["loss"]
+        variables = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+    optimizer.build(model.trainable_variables)
+    for start in range(0, len(images) - 127, 128):
+        step(tf.constant(images[start : start + 128]))
+    assert min(quantizer.usage() for quantizer in model.quantizers) >= 0.9

@@ -84,6 +84,7 @@ def straight_through(vectors: Any, quantized: Any) -> Any:
 
     Estimating or Propagating Gradients Through Stochastic Neurons, Bengio et al. 2013, https://arxiv.org/abs/1308.3432.
     """
+    del vectors  # only their gradient is meant
 
     def gradient(*args: Any, upstream: Any = None) -> tuple[Any, Any]:
         upstream = args[0] if upstream is None else upstream
