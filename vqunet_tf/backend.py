@@ -125,6 +125,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def make_deterministic() -> None:
+    """Asks the backend for operations that repeat to the last bit, for the rest of the process."""
+    name = keras.backend.backend()
+    if name == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    elif name == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+
+
 def _tf_replica_context() -> Any:
     """The `tf.distribute` replica context, or None (another backend, or a model being built)."""
     if keras.backend.backend() != "tensorflow":

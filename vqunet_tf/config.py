@@ -52,13 +52,18 @@ class DataConfig:
 class ClassifierConfig:
     """The network to protect, trained only when the user brings none.
 
-    path: the user's own `.keras` classifier, images in [0, 1] -> logits; with it the rest is not used.
+    path: the user's own `.keras` classifier, images in [0, 1] -> logits; with it only the next two are used.
+    from_probabilities: that classifier gives probabilities; their logarithms stand for its logits.
+    feature_layer: the layer whose output guides the purifier; without it what goes into the last dense layer.
+    name: `residual`, `fast`, `resnet20`, or `defense_gan_a` to `defense_gan_d`.
     widths: channels per stage, each stage at half the resolution of the one before.
     blocks: residual blocks per stage.
     max_shift, flip: augmentation, in pixels and as a yes or no.
     """
 
     path: str | None = None
+    from_probabilities: bool = False
+    feature_layer: str | None = None
     name: str = "residual"
     widths: tuple[int, ...] = (16, 32, 64)
     blocks: int = 1
@@ -90,11 +95,25 @@ class PurifierConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the purifier learns.
+    """How the purifier learns; strategy, precision, seed and what follows hold for the classifier too.
 
+    objective: `gray_box` or `adaptive` (see `training/objectives.py`).
+    max_shift, flip: augmentation of the purifier's images, in pixels and as a yes or no.
     clean, noisy, adversarial: relative shares of the inputs that are left alone, given random
-        noise, or replaced by an adversarial image.
-    pixel_weight, guidance_weight, codebook_weight: weights of the parts of the loss.
+        noise, or replaced by an adversarial image (gray_box).
+    pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
+    start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective.
+    attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
+    gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
+    trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
+    epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon` (adaptive).
+    average: share of the steps over which weights are averaged, exponentially; 0 keeps the last ones.
+    selection: `best` keeps the epoch with the highest clean + attacked validation accuracy, `last` the last epoch.
+    selection_examples, selection_steps: validation images and PGD steps for it.
+    steps_per_execution: training steps in one call of the backend.
+    accumulate: batches whose gradients are averaged before the optimizer takes a step.
+    checkpoint_seconds: most time between two checkpoints.
+    deterministic: repeatable arithmetic where the backend can, at a loss of speed.
     """
 
     objective: str = "gray_box"
@@ -103,41 +122,75 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     warmup: float = 0.1
+    max_shift: int = 0
+    flip: bool = False
     clean: float = 1.0
     noisy: float = 0.5
     adversarial: float = 2.5
     pixel_weight: float = 1.0
     guidance_weight: float = 1.0
+    feature_weight: float = 0.0
     codebook_weight: float = 1.0
+    start: str | None = None
+    attack_steps: int = 2
+    attack_step_size: float = 0.75
+    gradient: str = "straight_through"
+    trades: float = 0.0
+    epsilon_warmup: float = 0.2
+    average: float = 0.02
+    selection: str = "best"
+    selection_examples: int = 500
+    selection_steps: int = 20
     strategy: str = "auto"
     precision: str = "float32"
     jit_compile: bool = False
+    steps_per_execution: int = 1
+    accumulate: int = 1
+    checkpoint_seconds: float = 300.0
+    deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "batch_size")
+        _at_least(self, 1, "epochs", "batch_size", "attack_steps", "selection_examples", "selection_steps")
+        _at_least(self, 1, "steps_per_execution", "accumulate")
         _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup")
+        _at_least(self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades")
+        _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
+        choice("configuration training.selection", self.selection, ("best", "last"))
         if not self.clean + self.noisy + self.adversarial > 0:
             raise UserError("configuration clean, noisy, adversarial: expected a share above 0, got none")
 
 
+# Kinds of training adversaries: where they aim, and in how many steps.
+FAMILIES = ("targeted", "untargeted", "features", "single_step", "iterated")
+
+
 @dataclass(frozen=True)
 class AttackConfig:
-    """Perturbations the purifier trains on: crafted once against the classifier, each with random radius.
+    """Perturbations the purifier trains on: crafted against the classifier, each with random radius.
 
     epsilon: largest radius, on the [0,1] scale (linf).
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
+    leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated.
+    refresh: epochs after which all are crafted anew; 0 crafts once for the run.
     """
 
     epsilon: float = 0.1
     copies: int = 2
     max_steps: int = 8
     batch_size: int = 256
+    leave_out: tuple[str, ...] = ()
+    refresh: int = 0
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "copies", "max_steps", "batch_size")
-        _at_least(self, 0, "epsilon")
+        _at_least(self, 0, "epsilon", "refresh")
+        for name in self.leave_out:
+            choice("family of training adversaries", name, FAMILIES)
+        for kinds in (FAMILIES[:3], FAMILIES[3:]):
+            if set(kinds) <= set(self.leave_out):
+                raise UserError(f"configuration attack.leave_out: expected one of {', '.join(kinds)} to be left")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,6 +14,10 @@ class UserError(Exception):
 
     The text is one sentence or two on one line; commands print it as it is.
     """
+
+
+class Interrupted(Exception):
+    """A signal asked long work to stop, and it has saved where it was. The argument names the signal."""
 
 
 def choice(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
@@ -26,7 +31,7 @@ def choice(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
 def guard(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a command so that a `UserError` ends it in one line, status 2.
 
-    Ctrl-C ends it with status 130.
+    Ctrl-C ends it with status 130, SIGTERM (where it is noticed) with 143.
     """
 
     @functools.wraps(function)
@@ -36,6 +41,9 @@ def guard(function: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             line = " ".join(str(error).split())
             status = 2
+        except Interrupted as stop:
+            line = f"interrupted by {stop}: all is saved, give the same command again to go on"
+            status = 128 + signal.Signals[str(stop)].value
         except KeyboardInterrupt:
             line = "interrupted: training goes on from its last checkpoint when the same command is given again"
             status = 130

@@ -1,11 +1,10 @@
-"""Perturbations for training, crafted once against the frozen classifier and kept as bytes."""
+"""Perturbations for training and for choosing an epoch: crafted against the frozen classifier and kept as bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -14,87 +13,94 @@ from vqunet_tf.config import AttackConfig
 
 _SINGLE_STEP = 1 / 3  # share of the batches: one large step looks unlike many small ones
 
+# What maps images [B, H, W, C] to {"logits": [B, K], "features": [B, F]}.
+Guide = Callable[[Any], dict[str, Any]]
+
 
 def craft(
-    classifier: keras.Model,
+    guide: Guide,
     images: np.ndarray,
     config: AttackConfig,
-    seed: int,
-    progress: Callable[[int], None] = lambda done: None,
+    seed: int | tuple[int, ...],
+    progress: Callable[[int], Any] = lambda done: None,
 ) -> np.ndarray:
-    """Adversarial versions of every image, by a family of iterated linf attacks that never sees a label.
+    """An adversarial version of every image, by a family of iterated linf attacks that never sees a label.
 
-    Each image draws its radius (a fifth of `epsilon` up to all of it) and its aim: towards a random class other than
-    the predicted one, away from the predicted class, or far from the clean logits in any direction. Each batch draws
-    the number of steps (a third take one, the others 2 to `max_steps`) and the step size, each image whether its start
-    is random. No aim is given the
-    true label: a perturbation made with it carries it, and a purifier learns to read it ("label leaking", Kurakin et
-    al. 2017, arXiv 1611.01236). The second aim still comes close, where the classifier is right; the report's check
-    `no_label_leaking` looks for what it does.
+    Each image draws its radius (a fifth of `epsilon` up to all of it) and its aim: `targeted` (towards a random class
+    other than the predicted one), `untargeted` (away from the predicted class) or `features` (far from the clean
+    features, in any direction). Each batch draws the number of steps (`single_step` for a third, `iterated` with 2 to
+    `max_steps` for the others) and the step size, each image whether its start is random. `leave_out` names kinds that
+    are not made. No aim is given the true label: a perturbation made with it carries it, and a purifier learns to read
+    it ("label leaking", Kurakin et al. 2017, arXiv 1611.01236). The aim `untargeted` still comes close, where the
+    classifier is right; what it does is seen by comparing targeted and untargeted attacks.
 
     Args:
-        classifier: images [B, H, W, C] in [0, 1] -> logits [B, K], frozen.
+        guide: the frozen classifier with its features (`classifiers.with_features`).
         images: uint8 [N, H, W, C].
         seed: same seed, same adversaries.
-        progress: called with the number of images done.
+        progress: called with the number of images done, after every batch.
 
     Returns:
-        uint8 [config.copies, N, H, W, C], each within its radius up to half a grey level.
+        uint8 [N, H, W, C], each within its radius up to half a grey level.
     """
-    step = _compiled_step(classifier)
+    ascend = ascent(guide)
     rng = np.random.default_rng(seed)
-    adversarial = np.empty((config.copies, *images.shape), np.uint8)
-    size = config.batch_size
-    for copy in range(config.copies):
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            kept = len(batch)
-            if kept < size:  # one batch size, one compilation
-                batch = np.resize(batch, (size, *batch.shape[1:]))
-            result = _attack(classifier, step, batch, config, rng)
-            adversarial[copy, start : start + kept] = result[:kept]
-            progress(kept)
-    return adversarial
+
+    def attack(batch: np.ndarray) -> np.ndarray:
+        return _attack(guide, ascend, batch, config, rng)
+
+    return _in_batches(attack, config.batch_size, progress, images)
 
 
-def _attack(
-    classifier: keras.Model, step: Callable[..., Any], batch: np.ndarray, config: AttackConfig, rng: Any
+def pgd(
+    guide: Guide,
+    images: np.ndarray,
+    labels: np.ndarray,
+    epsilon: float,
+    steps: int,
+    targeted: bool,
+    seed: int,
+    batch_size: int,
 ) -> np.ndarray:
-    """Perturbs one batch uint8 [B, H, W, C] with aims and radii drawn from `rng`."""
-    clean = pixels.to_unit(batch)
-    logits = classifier(clean, training=False)
-    size, classes = logits.shape
-    predicted = ops.convert_to_numpy(ops.argmax(logits, axis=-1))
-    aim = rng.integers(3, size=size)
-    target = (predicted + rng.integers(1, max(classes, 2), size=size)) % classes
-    attract = np.eye(classes, dtype="float32")[target] * (aim == 0)[:, None]
-    repel = np.eye(classes, dtype="float32")[predicted] * (aim == 1)[:, None]
-    distance = (aim == 2).astype("float32")
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), to choose between epochs on validation images.
 
-    epsilon = (config.epsilon * rng.uniform(0.2, 1.0, size=(size, 1, 1, 1))).astype("float32")
-    steps = 1 if config.max_steps == 1 or rng.random() < _SINGLE_STEP else int(rng.integers(2, config.max_steps + 1))
-    alpha = epsilon * np.float32(1.0 if steps == 1 else rng.uniform(1.0, 2.5) / steps)
-    noise = rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
-    # A random start always where the aim is distance: at the clean image its gradient is zero.
-    spread = np.where((aim == 2) | (rng.random(size) < 0.5), 0.5, 0.0).astype("float32")[:, None, None, None]
-    start = epsilon * spread * noise
-    start, epsilon, alpha, pull, distance = map(
-        ops.convert_to_tensor, (start, epsilon, alpha, attract - repel, distance)
-    )
-    x = ops.clip(clean + start, 0.0, 1.0)
-    for _ in range(steps):
-        x = step(x, clean, epsilon, alpha, pull, distance, logits)
-    return pixels.to_uint8(x)
+    Away from the true label, or towards a random other class; random start, steps of 2.5 epsilon / steps.
+
+    Args:
+        images: uint8 [N, H, W, C]. labels: [N].
+
+    Returns:
+        uint8 [N, H, W, C].
+    """
+    ascend = ascent(guide)
+    rng = np.random.default_rng(seed)
+
+    def attack(batch: np.ndarray, true: np.ndarray) -> np.ndarray:
+        clean = pixels.to_unit(batch)
+        reference = guide(clean)
+        classes = reference["logits"].shape[1]
+        aim = (true + rng.integers(1, classes, size=len(true))) % classes if targeted else true
+        pull = np.eye(classes, dtype="float32")[aim] * (1.0 if targeted else -1.0)
+        radius = np.full((len(batch), 1, 1, 1), epsilon, "float32")
+        noise = radius * rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
+        settings = (radius, radius * np.float32(2.5 / steps), pull, np.zeros(len(batch), "float32"))
+        return _climb(ascend, clean, noise, steps, settings, reference["features"])
+
+    return _in_batches(attack, batch_size, lambda done: None, images, labels)
 
 
-def _compiled_step(classifier: keras.Model) -> Callable[..., Any]:
-    """One projected sign-gradient step, compiled for the classifier."""
+def ascent(guide: Guide) -> Callable[..., Any]:
+    """One projected sign-gradient step, compiled for a guide whose weights do not change.
+
+    `step(x, clean, epsilon, alpha, pull, distance, reference)`: climbs sum(pull * log softmax) + distance *
+    |features - reference|^2, stays within `epsilon` of `clean` and within [0, 1].
+    """
 
     def objective(x: Any, pull: Any, distance: Any, reference: Any) -> Any:
-        logits = classifier(x, training=False)
-        towards = ops.sum(pull * ops.log_softmax(logits), axis=-1)
-        away = distance * ops.sum(ops.square(logits - reference), axis=-1)
-        return towards + away
+        found = guide(x)
+        towards = ops.sum(pull * ops.log_softmax(ops.cast(found["logits"], "float32")), axis=-1)
+        away = ops.mean(ops.square(ops.cast(found["features"], "float32") - reference), axis=-1)
+        return towards + distance * away
 
     gradient = backend.input_gradient(objective)
 
@@ -103,3 +109,60 @@ def _compiled_step(classifier: keras.Model) -> Callable[..., Any]:
         return ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0)
 
     return backend.compiled(step)
+
+
+def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config: AttackConfig, rng: Any) -> np.ndarray:
+    """Perturbs one batch uint8 [B, H, W, C] with aims and radii drawn from `rng`."""
+    clean = pixels.to_unit(batch)
+    reference = guide(clean)
+    size, classes = reference["logits"].shape
+    predicted = ops.convert_to_numpy(ops.argmax(reference["logits"], axis=-1))
+    aim = rng.choice([i for i, name in enumerate(_AIMS) if name not in config.leave_out], size=size)
+    target = (predicted + rng.integers(1, max(classes, 2), size=size)) % classes
+    attract = np.eye(classes, dtype="float32")[target] * (aim == 0)[:, None]
+    repel = np.eye(classes, dtype="float32")[predicted] * (aim == 1)[:, None]
+
+    radius = (config.epsilon * rng.uniform(0.2, 1.0, size=(size, 1, 1, 1))).astype("float32")
+    steps = _steps(config, rng)
+    alpha = radius * np.float32(1.0 if steps == 1 else rng.uniform(1.0, 2.5) / steps)
+    noise = rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
+    # A random start always where the aim is distance: at the clean image its gradient is zero.
+    spread = np.where((aim == 2) | (rng.random(size) < 0.5), 0.5, 0.0).astype("float32")[:, None, None, None]
+    settings = (radius, alpha, attract - repel, (aim == 2).astype("float32"))
+    return _climb(ascend, clean, radius * spread * noise, steps, settings, reference["features"])
+
+
+_AIMS = ("targeted", "untargeted", "features")
+
+
+def _steps(config: AttackConfig, rng: np.random.Generator) -> int:
+    single = 0.0 if "single_step" in config.leave_out else 1.0 if "iterated" in config.leave_out else _SINGLE_STEP
+    drawn, several = rng.random(), int(rng.integers(2, max(config.max_steps, 2) + 1))
+    return 1 if config.max_steps == 1 or drawn < single else several
+
+
+def _climb(
+    ascend: Callable[..., Any], clean: Any, start: np.ndarray, steps: int, settings: tuple[Any, ...], features: Any
+) -> np.ndarray:
+    """Takes `steps` from clean + start and returns bytes."""
+    settings = tuple(ops.convert_to_tensor(part) for part in settings)
+    reference = ops.cast(features, "float32")
+    x = ops.clip(clean + ops.convert_to_tensor(start), 0.0, 1.0)
+    for _ in range(steps):
+        x = ascend(x, clean, *settings, reference)
+    return pixels.to_uint8(x)
+
+
+def _in_batches(
+    attack: Callable[..., np.ndarray], size: int, progress: Callable[[int], Any], *arrays: np.ndarray
+) -> np.ndarray:
+    """Attacks arrays [N, ...] batch by batch; the last batch is filled up: one size, one compilation."""
+    images = arrays[0]
+    adversarial = np.empty_like(images)
+    for start in range(0, len(images), size):
+        batch = [array[start : start + size] for array in arrays]
+        kept = len(batch[0])
+        filled = [np.resize(part, (size, *part.shape[1:])) for part in batch] if kept < size else batch
+        adversarial[start : start + kept] = attack(*filled)[:kept]
+        progress(kept)
+    return adversarial

@@ -1,4 +1,4 @@
-"""What one training step sees: batches made from bytes in memory, the same ones for the same seed and epoch."""
+"""What one training step sees: batches made from bytes in memory, the same ones for the same seed and step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import numpy as np
 
 from vqunet_tf.config import AttackConfig, ClassifierConfig, TrainingConfig
 from vqunet_tf.errors import UserError
+from vqunet_tf.training.augment import Augment, Views
 
 
 class Batches(keras.utils.PyDataset):
-    """Whole batches in an order decided by (seed, epoch) alone, so that a resumed run sees the same images."""
+    """Whole batches in an order decided by (seed, epoch) alone, so that a resumed run sees the same images.
+
+    `start(epoch, first)` chooses the epoch and the batch in it to begin with.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int, replicas: int = 1):
         super().__init__()
@@ -23,18 +27,20 @@ class Batches(keras.utils.PyDataset):
                 f"expected at least {replicas} images a batch, one for each replica, got {min(batch_size, size)}"
             )
         self.size, self.seed = size, seed
-        self.start_epoch(0)
+        self.per_epoch = size // self.batch_size  # what is left over comes in another epoch: one shape, one compilation
+        self.start(0)
 
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def start(self, epoch: int, first: int = 0) -> None:
+        self.epoch, self.first = epoch, first
         self.order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
 
     def __len__(self) -> int:
-        return self.size // self.batch_size  # what is left over comes in another epoch: one shape, one compilation
+        return self.per_epoch - self.first
 
     def __getitem__(self, index: int) -> Any:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.batch(chosen, np.random.default_rng((self.seed, self.epoch, index)))
+        place = self.first + index
+        chosen = self.order[place * self.batch_size : (place + 1) * self.batch_size]
+        return self.batch(chosen, np.random.default_rng((self.seed, self.epoch, place)))
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         raise TypeError(f"{type(self).__name__} must say what a batch is")
@@ -45,53 +51,42 @@ class ClassifierBatches(Batches):
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: ClassifierConfig, seed: int, replicas: int = 1):
         super().__init__(len(images), config.batch_size, seed, replicas)
-        self.labels, self.shift, self.flip = labels, config.max_shift, config.flip
-        self.shape = images.shape[1:3]
-        border = [(0, 0), (self.shift, self.shift), (self.shift, self.shift), (0, 0)]
-        self.padded = np.pad(images, border, mode="reflect")
+        self.labels = labels
+        self.augment = Augment(images, config.max_shift, config.flip)
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
-        height, width = self.shape
-        corners = rng.integers(0, 2 * self.shift + 1, size=(len(chosen), 2))
-        flipped = rng.random(len(chosen)) < (0.5 if self.flip else 0.0)
-        images = np.empty((len(chosen), height, width, self.padded.shape[-1]), np.uint8)
-        for i, (source, (top, left), mirror) in enumerate(zip(chosen, corners, flipped, strict=True)):
-            crop = self.padded[source, top : top + height, left : left + width]
-            images[i] = crop[:, ::-1] if mirror else crop
-        return images, self.labels[chosen]
+        return self.augment(chosen, self.augment.draw(rng, len(chosen))), self.labels[chosen]
 
 
-class PurifierBatches(Batches):
-    """({"seen": uint8 [B, H, W, C], "clean": uint8 [B, H, W, C]}, logits of the clean images float32 [B, K]).
+class GrayBoxBatches(Batches):
+    """{"seen": uint8 [B, H, W, C], "clean": uint8 [B, H, W, C]}: what the purifier is shown, what it should give.
 
     An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
     random sign, its size drawn up to the attack's radius.
+
+    Args:
+        views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
     """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        logits: np.ndarray,
-        adversarial: np.ndarray,
-        training: TrainingConfig,
-        attack: AttackConfig,
-        replicas: int = 1,
+        self, views: Views, adversarial: np.ndarray, training: TrainingConfig, attack: AttackConfig, replicas: int = 1
     ):
-        super().__init__(len(images), training.batch_size, training.seed, replicas)
-        self.images, self.logits, self.adversarial = images, logits, adversarial
+        super().__init__(adversarial.shape[1], training.batch_size, training.seed, replicas)
+        self.views, self.adversarial = views, adversarial
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
         self.radius = 255.0 * attack.epsilon
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
-        clean = self.images[chosen]
+        copies = rng.integers(len(self.adversarial), size=len(chosen))
+        clean = self.views(copies, chosen)
         kind = rng.choice(3, size=len(chosen), p=self.shares)
         seen = clean.copy()
         noisy = np.flatnonzero(kind == 1)
         seen[noisy] = self._with_noise(clean[noisy], rng)
         attacked = np.flatnonzero(kind == 2)
-        seen[attacked] = self.adversarial[rng.integers(len(self.adversarial), size=len(attacked)), chosen[attacked]]
-        return {"seen": seen, "clean": clean}, self.logits[chosen]
+        seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
+        return {"seen": seen, "clean": clean}
 
     def _with_noise(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         normal = rng.standard_normal(images.shape, dtype=np.float32)
@@ -100,3 +95,38 @@ class PurifierBatches(Batches):
         noise = np.where(kind == 0, 0.5 * normal, np.where(kind == 1, uniform, np.sign(uniform)))
         radius = self.radius * rng.random((len(images), 1, 1, 1), dtype=np.float32)
         return np.clip(np.rint(images + radius * noise), 0, 255).astype(np.uint8)
+
+
+class AdaptiveBatches(Batches):
+    """{"clean": uint8 [B, H, W, C], "label": int32 [B], "start": float32 [B, H, W, C], "epsilon": float32 [B, 1, 1, 1]}.
+
+    The images are shifted and flipped at random; `start` is where an attack in the loop begins, uniform in the ball of
+    radius `epsilon`, which grows linearly over the first share `epsilon_warmup` of all steps.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        training: TrainingConfig,
+        attack: AttackConfig,
+        replicas: int = 1,
+    ):
+        super().__init__(len(images), training.batch_size, training.seed, replicas)
+        self.labels = labels.astype(np.int32)
+        self.augment = Augment(images, training.max_shift, training.flip)
+        self.epsilon = attack.epsilon
+        self.warmup = max(1.0, training.epsilon_warmup * training.epochs * self.per_epoch)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = super().__getitem__(index)
+        step = self.epoch * self.per_epoch + self.first + index
+        epsilon = np.float32(self.epsilon * min(1.0, (step + 1) / self.warmup))
+        batch["epsilon"] = np.full((self.batch_size, 1, 1, 1), epsilon)
+        batch["start"] *= epsilon
+        return batch
+
+    def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
+        clean = self.augment(chosen, self.augment.draw(rng, len(chosen)))
+        start = rng.random(clean.shape, dtype=np.float32) * 2.0 - 1.0
+        return {"clean": clean, "label": self.labels[chosen], "start": start}

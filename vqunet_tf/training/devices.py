@@ -37,6 +37,11 @@ def replicas(name: str) -> int:
         return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
+def is_chief() -> bool:
+    """Whether this process writes files: of several workers only the first does."""
+    return True
+
+
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> Any:
     """One strategy for the whole process: two would number their all-reduces alike, and TensorFlow mixes them up."""

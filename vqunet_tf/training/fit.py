@@ -4,185 +4,288 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 from tqdm import tqdm
 
-from vqunet_tf import data, runs
-from vqunet_tf.config import Config, PurifierConfig
-from vqunet_tf.errors import UserError, choice
+from vqunet_tf import backend, data, runs
+from vqunet_tf.config import Config
+from vqunet_tf.errors import Interrupted, UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
+from vqunet_tf.models.vector_quantizer import GRADIENTS
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, callbacks, devices
-from vqunet_tf.training.batches import Batches, ClassifierBatches, PurifierBatches
-from vqunet_tf.training.objectives import ClassifierObjective, GrayBoxObjective
+from vqunet_tf.training import adversaries, checkpoints, devices, loop, selection
+from vqunet_tf.training.augment import Views
+from vqunet_tf.training.averaging import Averages
+from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
+from vqunet_tf.training.interruption import Interruption
+from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective, GrayBoxObjective
 
-OBJECTIVES = ("gray_box",)
+OBJECTIVES = ("gray_box", "adaptive")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
+Say = Callable[[str], Any]
 
-def train(config: Config, run: RunFolder, say: Callable[[str], None]) -> None:
+
+def train(config: Config, run: RunFolder, say: Say) -> None:
     """Trains whatever the run folder lacks; the same call again goes on where the last one stopped.
+
+    SIGTERM and Ctrl-C save a checkpoint first and raise `Interrupted`.
 
     Args:
         config: what to train, on which data.
         run: where everything is written.
-        say: called with one line per finished stage.
+        say: called with one line per finished stage, and per warning.
     """
-    choice("objective", config.training.objective, OBJECTIVES)
-    choice("precision", config.training.precision, PRECISIONS)
-    choice("strategy", config.training.strategy, devices.STRATEGIES)
-    _refuse_impossible(config.purifier)
+    _refuse_impossible(config)
     if run.config.exists():
         run.create(config)  # refuses another configuration before any data are read
         if run.classifier.exists() and run.purifier.exists():
             say(f"nothing to do: {run.path} holds a finished run")
             return
 
-    train_split = data.load(config.data, "train")
-    validation = data.load(config.data, "validation")
-    config = config.replace(
-        {"data.image_shape": train_split.images.shape[1:], "data.class_names": train_split.class_names}
-    )
+    split, held_out = data.load(config.data, "train"), data.load(config.data, "validation")
+    config = config.replace({"data.image_shape": split.images.shape[1:], "data.class_names": split.class_names})
     given = None
     if config.classifier.path and not run.classifier.exists():
-        given = _given_classifier(config, validation.images[:64])
+        given = _given_classifier(config, held_out.images[:64], say)
+    start = _given_start(config) if config.training.start and not run.purifier.exists() else None
     run.create(config)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.training.precision)
+    if config.training.deterministic:
+        backend.make_deterministic()
     try:
-        _train_stages(config, run, given, train_split, validation, say)
+        with Interruption() as interruption:
+            _Stages(config, run, split, held_out, say, interruption).train(given, start)
     finally:
         keras.config.set_dtype_policy(policy)
-    callbacks.remove_checkpoints(run.checkpoints)
+    checkpoints.remove(run.checkpoints)
 
 
-def _refuse_impossible(settings: PurifierConfig) -> None:
-    """Raises a `UserError` for settings of which no purifier can be made, before hours are spent on the rest."""
+def _refuse_impossible(config: Config) -> None:
+    """Raises a `UserError` for settings with which nothing can be trained, before hours are spent on the rest."""
+    training = config.training
+    choice("objective", training.objective, OBJECTIVES)
+    choice("precision", training.precision, PRECISIONS)
+    choice("strategy", training.strategy, devices.STRATEGIES)
+    choice("configuration training.gradient", training.gradient, GRADIENTS)
     try:
-        VQUNet(**dataclasses.asdict(settings), channels=1)
+        VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
         raise UserError(f"configuration purifier: {error}") from None
 
 
-def _given_classifier(config: Config, images: np.ndarray) -> keras.Model:
+def _given_classifier(config: Config, images: np.ndarray, say: Say) -> keras.Model:
     """The user's own classifier, checked against the data before anything is written."""
-    path = str(config.classifier.path)
-    classifier = runs.load_model(path)
-    classifiers.check(classifier, config.data.image_shape, len(config.data.class_names), images, source=path)
+    settings = config.classifier
+    classifier = runs.load_model(str(settings.path))
+    if settings.from_probabilities:
+        classifier = classifiers.with_logits(classifier, config.data.image_shape)
+        say(
+            "warning: the logarithms of the classifier's probabilities stand for its logits; where a probability rounds "
+            "to 1 its gradient is gone: give a classifier without the last softmax to be attacked honestly"
+        )
+    shape, classes = config.data.image_shape, len(config.data.class_names)
+    classifiers.check(classifier, shape, classes, images, source=str(settings.path))
+    classifiers.with_features(classifier, shape, settings.feature_layer)
     return classifier
 
 
-def _train_stages(
-    config: Config,
-    run: RunFolder,
-    given: keras.Model | None,
-    train_split: data.Split,
-    validation: data.Split,
-    say: Callable[[str], None],
-) -> None:
-    if given is not None:
-        runs.save_model(given, run.classifier)
-    if not run.classifier.exists():
-        _train_classifier(config, run, train_split)
-    classifier = run.load_classifier()
-    say(f"classifier: {_accuracy(classifier, validation):.2%} of {len(validation.labels)} validation images")
-    if not run.purifier.exists():
-        adversarial = _adversaries(config, run, classifier, train_split.images)
-        # Outside the scope of a strategy: in there Keras gives the answers of every replica.
-        logits = classifiers.logits_of(classifier, train_split.images)
-        _train_purifier(config, run, train_split.images, logits, adversarial)
-    defended = DefendedClassifier(run.load_purifier(), classifier)
-    say(f"purified:   {_accuracy(defended, validation):.2%} of the same images, none of them attacked")
+def _given_start(config: Config) -> VQUNet:
+    """The purifier to begin with, of the sizes that the configuration asks for."""
+    purifier = runs.load_model(str(config.training.start))
+    expected = {**dataclasses.asdict(config.purifier), "channels": config.data.image_shape[-1]}
+    if not isinstance(purifier, VQUNet):
+        raise UserError(f"training.start {config.training.start}: expected a VQUNet, got a {type(purifier).__name__}")
+    wanted = VQUNet(**expected).get_config()
+    for name, found in purifier.get_config().items():
+        if name in wanted and name not in ("name", "commitment_cost", "decay") and wanted[name] != found:
+            raise UserError(
+                f"training.start {config.training.start}: its {name} is {found!r}, the configuration has {wanted[name]!r}: "
+                f"give --set=purifier.{name}=... as it is there"
+            )
+    return purifier
 
 
-def _train_classifier(config: Config, run: RunFolder, split: data.Split) -> None:
-    settings, training = config.classifier, config.training
-    replicas = devices.replicas(training.strategy)
-    batches = ClassifierBatches(split.images, split.labels, settings, training.seed, replicas)
-    shape, classes = config.data.image_shape, len(config.data.class_names)
-    keras.utils.set_random_seed(training.seed)
-    with devices.scope(training.strategy):
-        model = classifiers.build(settings.name, shape, classes, settings.widths, settings.blocks)
-        objective = ClassifierObjective(model, settings.label_smoothing)
-        schedule = _one_cycle(settings.learning_rate, settings.epochs * len(batches), warmup=0.2)
-        _fit("classifier", objective, batches, settings.epochs, schedule, settings.weight_decay, config, run)
-    runs.save_model(model, run.classifier)
+class _Stages:
+    """The stages of one run, with what all of them need."""
+
+    def __init__(
+        self, config: Config, run: RunFolder, split: data.Split, held_out: data.Split, say: Say, stop: Interruption
+    ):
+        self.config, self.run, self.split, self.held_out = config, run, split, held_out
+        self.say, self.stop = say, stop
+        self.replicas = devices.replicas(config.training.strategy)
+
+    def train(self, given: keras.Model | None, start: VQUNet | None) -> None:
+        """Writes classifier.keras and purifier.keras, unless they are there."""
+        run, count = self.run, len(self.held_out.labels)
+        if given is not None:
+            runs.save_model(given, run.classifier)
+        if not run.classifier.exists():
+            self._train_classifier()
+        classifier = run.load_classifier()
+        self.say(f"classifier: {self._accuracy(classifier):.2%} of {count} validation images")
+        if not run.purifier.exists():
+            self._train_purifier(start)
+        defended = DefendedClassifier(run.load_purifier(), classifier)
+        self.say(f"purified:   {self._accuracy(defended):.2%} of the same images, none of them attacked")
+
+    def _train_classifier(self) -> None:
+        settings, training, shape = self.config.classifier, self.config.training, self.config.data.image_shape
+        batches = ClassifierBatches(self.split.images, self.split.labels, settings, training.seed, self.replicas)
+        keras.utils.set_random_seed(training.seed)
+        with devices.scope(training.strategy):
+            model = classifiers.build(
+                settings.name, shape, len(self.split.class_names), settings.widths, settings.blocks
+            )
+            classifiers.whiten(model, self.split.images)
+            stage = loop.Stage(
+                name="classifier",
+                objective=ClassifierObjective(model, settings.label_smoothing),
+                trained=model,
+                batches=batches,
+                epochs=settings.epochs,
+                learning_rate=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                warmup=0.2,
+            )
+            loop.run(stage, training, self.run, self._averages(model, batches, settings.epochs), **self._common)
+        runs.save_model(model, self.run.classifier)
+
+    def _train_purifier(self, start: VQUNet | None) -> None:
+        config, training = self.config, self.config.training
+        prepare: list[keras.callbacks.Callback] = []
+        if training.objective == "adaptive":
+            batches: Any = AdaptiveBatches(
+                self.split.images, self.split.labels, training, config.attack, self.replicas
+            )
+        else:
+            # Outside the scope of a strategy: in there every replica would craft and answer.
+            first = self._adversaries(0)
+            batches = GrayBoxBatches(*first, training, config.attack, self.replicas)
+            if config.attack.refresh:
+                prepare.append(_Refresh(batches, config.attack.refresh, self._adversaries))
+        keras.utils.set_random_seed(training.seed)
+        with devices.scope(training.strategy):
+            purifier = VQUNet(**dataclasses.asdict(config.purifier), channels=config.data.image_shape[-1])
+            if start is not None:
+                purifier.set_weights(start.get_weights())
+            purifier.set_gradient(training.gradient)
+            classifier = self.run.load_classifier()
+            classifier.trainable = False
+            guide = self._guide(classifier)
+            objective = (
+                AdaptiveObjective(purifier, classifier, training)
+                if training.objective == "adaptive"
+                else GrayBoxObjective(purifier, guide, training)
+            )
+            stage = loop.Stage(
+                name="purifier",
+                objective=objective,
+                trained=purifier,
+                batches=batches,
+                epochs=training.epochs,
+                learning_rate=training.learning_rate,
+                weight_decay=training.weight_decay,
+                warmup=training.warmup,
+            )
+            averages = self._averages(purifier, batches, training.epochs)
+            chosen = self._selection(averages, purifier, classifier, guide) if training.selection == "best" else None
+            loop.run(stage, training, self.run, averages, chosen, prepare, **self._common)
+        purifier.set_gradient("straight_through")
+        runs.save_model(purifier, self.run.purifier)
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {"stop": self.stop, "say": self.say}
+
+    def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
+        return Averages(model, self.config.training.average * batches.per_epoch * epochs)
+
+    def _guide(self, classifier: keras.Model) -> keras.Model:
+        return classifiers.with_features(
+            classifier, self.config.data.image_shape, self.config.classifier.feature_layer
+        )
+
+    def _selection(
+        self, averages: Averages, purifier: VQUNet, classifier: keras.Model, guide: keras.Model
+    ) -> selection.Selection:
+        """Scores with PGD at the first radius of the evaluation: of the classifier, or of the whole chain."""
+        settings = self.config.training
+        images = self.held_out.images[: settings.selection_examples]
+        labels = self.held_out.labels[: settings.selection_examples]
+        defended = DefendedClassifier(purifier, classifier)
+        epsilon, steps = self.config.evaluation.epsilons[0], settings.selection_steps
+        if settings.objective == "adaptive":
+            attacked = selection.renewed(defended, images, labels, epsilon, steps, settings.seed)
+        else:
+            attacked = selection.fixed(guide, images, labels, epsilon, steps, settings.seed)
+        return selection.Selection(averages, defended, images, labels, attacked)
+
+    def _adversaries(self, turn: int) -> tuple[Views, np.ndarray]:
+        """Views of the images and their adversaries, each copy crafted once and kept with the checkpoints."""
+        settings, training, images = self.config.attack, self.config.training, self.split.images
+        views = Views(images, settings.copies, training.max_shift, training.flip, training.seed + turn)
+        guide = None
+        crafted = []
+        with tqdm(desc="adversaries", total=settings.copies * len(images), unit="img", unit_scale=True) as bar:
+            for copy in range(settings.copies):
+                path = self.run.checkpoints / f"adversaries.{turn}.{copy}.npy"
+                if path.exists():
+                    crafted.append(np.load(path))
+                    bar.update(len(images))
+                    continue
+                guide = guide or self._guide(self.run.load_classifier())
+                shown = views(np.full(len(images), copy), np.arange(len(images)))
+                crafted.append(
+                    adversaries.craft(guide, shown, settings, (training.seed, turn, copy), self._watched(bar.update))
+                )
+                _save_array(path, crafted[-1])
+        return views, np.stack(crafted)
+
+    def _watched(self, update: Callable[[int], Any]) -> Callable[[int], Any]:
+        """Progress that ends when a signal asks for it; the copies that are done stay."""
+
+        def progress(done: int) -> None:
+            update(done)
+            if self.stop():
+                raise Interrupted(self.stop())
+
+        return progress
+
+    def _accuracy(self, model: keras.Model) -> float:
+        logits = classifiers.logits_of(model, self.held_out.images)
+        return float(np.mean(logits.argmax(axis=1) == self.held_out.labels))
 
 
-def _adversaries(config: Config, run: RunFolder, classifier: keras.Model, images: np.ndarray) -> np.ndarray:
-    """The training adversaries, crafted once and kept with the checkpoints."""
-    path = run.checkpoints / "adversaries.npy"
-    if path.exists():
-        return np.load(path)
-    total = config.attack.copies * len(images)
-    with tqdm(desc="adversaries", total=total, unit="img", unit_scale=True, dynamic_ncols=True) as bar:
-        crafted = adversaries.craft(classifier, images, config.attack, config.training.seed, bar.update)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name("part.adversaries.npy")
-    np.save(beside, crafted)
-    beside.replace(path)
-    return crafted
+class _Refresh(keras.callbacks.Callback):
+    """Gives the batches new adversaries every few epochs."""
+
+    def __init__(self, batches: GrayBoxBatches, every: int, make: Callable[[int], tuple[Views, np.ndarray]]):
+        super().__init__()
+        self.batches, self.every, self.make, self.turn = batches, every, make, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        del logs
+        if epoch // self.every != self.turn:
+            self.turn = epoch // self.every
+            self.batches.views, self.batches.adversarial = self.make(self.turn)
 
 
-def _train_purifier(
-    config: Config, run: RunFolder, images: np.ndarray, logits: np.ndarray, adversarial: np.ndarray
-) -> None:
-    settings = config.training
-    replicas = devices.replicas(settings.strategy)
-    batches = PurifierBatches(images, logits, adversarial, settings, config.attack, replicas)
-    keras.utils.set_random_seed(settings.seed)
-    with devices.scope(settings.strategy):
-        purifier = VQUNet(**dataclasses.asdict(config.purifier), channels=config.data.image_shape[-1])
-        objective = GrayBoxObjective(purifier, run.load_classifier(), settings)
-        schedule = _one_cycle(settings.learning_rate, settings.epochs * len(batches), settings.warmup)
-        usage = callbacks.Usage(purifier)
-        _fit("purifier", objective, batches, settings.epochs, schedule, settings.weight_decay, config, run, usage)
-    runs.save_model(purifier, run.purifier)
-
-
-def _fit(
-    stage: str,
-    objective: keras.Model,
-    batches: Batches,
-    epochs: int,
-    schedule: keras.optimizers.schedules.LearningRateSchedule,
-    weight_decay: float,
-    config: Config,
-    run: RunFolder,
-    *more: keras.callbacks.Callback,
-) -> None:
-    """Runs `fit` from the last checkpoint to the last epoch, with everything a person wants to see."""
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    objective.compile(optimizer=optimizer, jit_compile=config.training.jit_compile)
-    checkpoint = callbacks.Checkpoint(run.checkpoints, stage)
-    done = checkpoint.restore(objective)
-    objective.fit(
-        batches,
-        initial_epoch=done,
-        epochs=epochs,
-        verbose=0,
-        shuffle=False,  # the batches are in random order themselves, by seed and epoch
-        callbacks=[
-            callbacks.Epochs(batches),
-            *more,
-            callbacks.MetricsFile(run.metrics, stage, done),
-            callbacks.StopOnNaN(),
-            checkpoint,
-            callbacks.Progress(stage, batches.batch_size, len(batches), epochs, done),
-        ],
-    )
-
-
-def _one_cycle(peak: float, steps: int, warmup: float) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Linear warm-up from a hundredth of the peak over a share of the steps, then a cosine to zero."""
-    rising = max(1, int(warmup * steps))
-    return keras.optimizers.schedules.CosineDecay(
-        peak / 100, max(1, steps - rising), alpha=0.0, warmup_target=peak, warmup_steps=rising
-    )
-
-
-def _accuracy(model: keras.Model, split: data.Split) -> float:
-    return float(np.mean(classifiers.logits_of(model, split.images).argmax(axis=1) == split.labels))
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array beside and renames."""
+    beside = path.with_name(f"part.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(beside, array)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): make room there and give the same command again"
+        ) from None

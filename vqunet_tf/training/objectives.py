@@ -12,69 +12,182 @@ from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models.vqunet import VQUNet
 
 
-class ClassifierObjective(keras.Model):
+class Objective(keras.Model):
+    """A weighted sum of named losses; every part is reported beside the sum.
+
+    A subclass says in `losses_of` what the parts are. The sum is a share of the mean over all replicas.
+    """
+
+    def __init__(self, weights: dict[str, float]):
+        super().__init__()
+        self.weights_of = weights
+        self.parts = {name: keras.metrics.Mean(name=name) for name in weights}
+        self.built = True
+
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        """The parts by name, each a mean over the batch."""
+        raise TypeError(f"{type(self).__name__} must say what it minimises")
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        del sample_weight, training
+        losses = self.losses_of(x, y, y_pred)
+        for name, metric in self.parts.items():
+            metric.update_state(losses[name])
+        return backend.share_of_loss(sum(weight * losses[name] for name, weight in self.weights_of.items()))
+
+
+class ClassifierObjective(Objective):
     """Cross-entropy with label smoothing on uint8 images; trains `classifier`."""
 
     def __init__(self, classifier: keras.Model, label_smoothing: float = 0.0):
-        super().__init__()
+        super().__init__({"cross_entropy": 1.0})
         self.classifier = classifier
         self.smoothing = label_smoothing
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-        self.built = True
 
     def call(self, images: Any, training: bool = False) -> Any:
         return ops.cast(self.classifier(pixels.to_unit(images), training=training), "float32")
 
-    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> Any:
-        del x, sample_weight, training
-        self.accuracy.update_state(y, y_pred)
-        classes = y_pred.shape[-1]
-        wanted = ops.one_hot(ops.cast(y, "int32"), classes) * (1.0 - self.smoothing) + self.smoothing / classes
-        return backend.share_of_loss(-ops.mean(ops.sum(wanted * ops.log_softmax(y_pred), axis=-1)))
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        del x
+        self.accuracy.update_state(y, outputs)
+        return {"cross_entropy": cross_entropy(outputs, y, self.smoothing)}
 
 
-class GrayBoxObjective(keras.Model):
+class GrayBoxObjective(Objective):
     """Gives the clean image back from a clean, noisy or adversarial one; trains `purifier` only.
 
-    With x the clean image, x' what the purifier P sees, f the frozen classifier:
+    With x the clean image, x' what the purifier P sees, f the frozen classifier and phi its features:
 
         pixel_weight    * mean |P(x') - x|                                     reconstruction (L1)
-      + guidance_weight * KL(softmax f(x) || softmax f(P(x')))                 logit guidance, after the high-level
+      + guidance_weight * KL(softmax f(x) || softmax f(P(x')))                 logit guidance, and
+      + feature_weight  * mean |phi(P(x')) - phi(x)|^2 / mean |phi(x)|^2       feature guidance, after the high-level
                                                                                guided denoiser (Liao et al. 2018,
                                                                                arXiv 1712.02976)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
-    The classifier is frozen (`trainable = False`). The quantizers' losses are outputs added here: `add_loss` is not
-    safe under `tf.distribute` once a layer synchronises its replicas.
+    The quantizers' losses are outputs added here: `add_loss` is not safe under `tf.distribute` once a layer
+    synchronises its replicas.
+
+    Args:
+        guide: the frozen classifier with its features (`classifiers.with_features`).
     """
 
-    def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
-        super().__init__()
+    def __init__(self, purifier: VQUNet, guide: keras.Model, config: TrainingConfig):
+        super().__init__(
+            {
+                "pixel": config.pixel_weight,
+                "guidance": config.guidance_weight,
+                "feature": config.feature_weight,
+                "codebook": config.codebook_weight,
+            }
+        )
         self.purifier = purifier
-        self.classifier = classifier
-        self.classifier.trainable = False
-        self.weights_of = {
-            "pixel": config.pixel_weight,
-            "guidance": config.guidance_weight,
-            "codebook": config.codebook_weight,
-        }
-        self.parts = {name: keras.metrics.Mean(name=name) for name in self.weights_of}
-        self.built = True
+        self.guide = guide
+        self.guide.trainable = False
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         result = self.purifier.graph(pixels.to_unit(inputs["seen"]), training=training)
-        logits = self.classifier(result["images"], training=False)
-        return {"images": result["images"], "logits": logits, "codebook": result["loss"]}
+        found = self.guide(result["images"], training=False)
+        return {"images": result["images"], "codebook": result["loss"], **found}
 
-    def compute_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True) -> Any:
-        del sample_weight, training
-        known = ops.log_softmax(ops.cast(y, "float32"))
-        found = ops.log_softmax(ops.cast(y_pred["logits"], "float32"))
-        losses = {
-            "pixel": ops.mean(ops.abs(y_pred["images"] - pixels.to_unit(x["clean"]))),
-            "guidance": ops.mean(ops.sum(ops.exp(known) * (known - found), axis=-1)),
-            "codebook": y_pred["codebook"],
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        del y
+        clean = pixels.to_unit(x["clean"])
+        wanted = self.guide(clean, training=False)
+        features = ops.cast(wanted["features"], "float32")
+        missed = ops.mean(ops.square(ops.cast(outputs["features"], "float32") - features))
+        return {
+            "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
+            "guidance": divergence(wanted["logits"], outputs["logits"]),
+            "feature": missed / (ops.mean(ops.square(features)) + 1e-6),
+            "codebook": outputs["codebook"],
         }
-        for name, metric in self.parts.items():
-            metric.update_state(losses[name])
-        return backend.share_of_loss(sum(weight * losses[name] for name, weight in self.weights_of.items()))
+
+
+class AdaptiveObjective(Objective):
+    """Adversarial training through the whole chain, only the purifier learning (Lin et al. 2024, arXiv 2401.16352).
+
+    With x the clean image, y its label, g = classifier after purifier, and x' = x + d the end of a few projected
+    gradient steps on g (Madry et al. 2018, arXiv 1706.06083), |d| <= epsilon:
+
+        guidance_weight * CE(g(x'), y)                                         trades = 0
+        guidance_weight * (CE(g(x), y) + trades * KL(g(x) || g(x')))           otherwise (Zhang et al. 2019,
+                                                                               arXiv 1901.08573, Eq. 5)
+      + pixel_weight    * mean |P(x') - x|                                     reconstruction
+      + codebook_weight * sum over levels of the quantizer losses
+
+    The attack climbs the cross-entropy, with the gradient the quantizers are set to pass (`VQUNet.set_gradient`).
+    """
+
+    def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
+        super().__init__(
+            {
+                "classification": config.guidance_weight,
+                "divergence": config.guidance_weight * config.trades,
+                "pixel": config.pixel_weight,
+                "codebook": config.codebook_weight,
+            }
+        )
+        self.purifier = purifier
+        self.classifier = classifier
+        self.classifier.trainable = False
+        self.trades = config.trades
+        self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        clean = pixels.to_unit(inputs["clean"])
+        seen = ops.stop_gradient(self.attack(clean, inputs)) if training else clean
+        result = self._through(seen, training)
+        outputs = {"images": result["images"], "attacked": result["logits"], "codebook": result["loss"]}
+        outputs["logits"] = self._through(clean, False)["logits"] if self.trades else result["logits"]
+        return outputs
+
+    def attack(self, clean: Any, inputs: dict[str, Any]) -> Any:
+        """Adversarial images [B, H, W, C] against the chain as it stands, within epsilon and [0, 1]."""
+        epsilon = inputs["epsilon"]
+
+        def loss(x: Any) -> Any:
+            logits = self.classifier(self.purifier.graph(x, training=False)["images"], training=False)
+            return -ops.sum(_one_hot(inputs["label"], logits) * ops.log_softmax(ops.cast(logits, "float32")), axis=-1)
+
+        gradient = backend.input_gradient(loss)
+        x = ops.clip(clean + inputs["start"], 0.0, 1.0)
+        for _ in range(self.attack_steps):
+            moved = x + self.step_size * epsilon * ops.sign(gradient(x))
+            x = ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0)
+        return x
+
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        del y
+        self.accuracy.update_state(x["label"], outputs["attacked"])
+        return {
+            "classification": cross_entropy(outputs["logits"], x["label"]),
+            "divergence": divergence(outputs["logits"], outputs["attacked"]),
+            "pixel": ops.mean(ops.abs(outputs["images"] - pixels.to_unit(x["clean"]))),
+            "codebook": outputs["codebook"],
+        }
+
+    def _through(self, images: Any, training: bool) -> dict[str, Any]:
+        result = self.purifier.graph(images, training=training)
+        return {**result, "logits": self.classifier(result["images"], training=False)}
+
+
+def cross_entropy(logits: Any, labels: Any, smoothing: float = 0.0) -> Any:
+    """Mean cross-entropy of logits [B, K] with labels [B]; `smoothing` is shared out over all classes."""
+    log_share = ops.log_softmax(ops.cast(logits, "float32"))
+    wanted = _one_hot(labels, logits) * (1.0 - smoothing) + smoothing / logits.shape[-1]
+    return -ops.mean(ops.sum(wanted * log_share, axis=-1))
+
+
+def divergence(known: Any, found: Any) -> Any:
+    """Mean Kullback-Leibler divergence KL(softmax known || softmax found) of logits [B, K]."""
+    known, found = (ops.log_softmax(ops.cast(logits, "float32")) for logits in (known, found))
+    return ops.mean(ops.sum(ops.exp(known) * (known - found), axis=-1))
+
+
+def _one_hot(labels: Any, logits: Any) -> Any:
+    return ops.one_hot(ops.cast(labels, "int32"), logits.shape[-1])

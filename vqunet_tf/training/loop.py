@@ -1,0 +1,123 @@
+"""One stage of training: `fit` from the last checkpoint to the last epoch, with all that a person wants to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from vqunet_tf.config import TrainingConfig
+from vqunet_tf.models.vqunet import VQUNet
+from vqunet_tf.runs import RunFolder
+from vqunet_tf.training import callbacks, devices
+from vqunet_tf.training.averaging import Averages
+from vqunet_tf.training.batches import Batches
+from vqunet_tf.training.checkpoints import Checkpoints
+from vqunet_tf.training.objectives import Objective
+from vqunet_tf.training.selection import Selection
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained how long.
+
+    name: `classifier` or `purifier`.
+    trained: the model inside the objective that learns.
+    """
+
+    name: str
+    objective: Objective
+    trained: keras.Model
+    batches: Batches
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    warmup: float
+
+
+def run(
+    stage: Stage,
+    settings: TrainingConfig,
+    folder: RunFolder,
+    averages: Averages,
+    selection: Selection | None = None,
+    before: Sequence[keras.callbacks.Callback] = (),
+    stop: Callable[[], Any] = lambda: None,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """Trains a stage to its end and leaves the weights that are to be kept in `stage.trained`.
+
+    Args:
+        averages: of the weights of `stage.trained`.
+        selection: which epoch is kept; None keeps the averages at the end.
+        before: callbacks that prepare an epoch.
+        stop: asked after every step; a truth saves a checkpoint and raises `errors.Interrupted`.
+    """
+    objective, batches, epochs = stage.objective, stage.batches, stage.epochs
+    steps = epochs * batches.per_epoch
+    optimizer = keras.optimizers.AdamW(
+        one_cycle(stage.learning_rate, max(1, steps // settings.accumulate), stage.warmup),
+        weight_decay=stage.weight_decay,
+        gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    objective.compile(
+        optimizer=optimizer,
+        jit_compile=settings.jit_compile,
+        steps_per_execution=min(settings.steps_per_execution, batches.per_epoch),
+    )
+    keepers = {"averages": averages, **({"selection": selection} if selection else {})}
+    chief = devices.is_chief()
+    checkpoints = Checkpoints(
+        folder.checkpoints, stage.name, batches, keepers, settings.checkpoint_seconds, stop, writes=chief
+    )
+    done = checkpoints.restore(objective, say)
+    epoch, first = divmod(done, batches.per_epoch)
+    purifier = stage.trained if isinstance(stage.trained, VQUNet) else None
+    progress = callbacks.Progress(stage.name, batches, epochs, done, purifier)
+    watching = [
+        callbacks.Epochs(batches),
+        callbacks.StopOnNaN(batches),
+        *before,
+        averages,
+        *([callbacks.Usage(purifier, batches)] if purifier else []),
+        *([selection] if selection else []),
+        *([callbacks.MetricsFile(folder.metrics, stage.name, epoch)] if chief else []),
+        checkpoints,
+        progress,
+    ]
+    try:
+        if first:  # Keras counts the batches of an epoch once in a fit
+            batches.start(epoch, first)
+            _fit(objective, batches, epoch, epoch + 1, watching)
+            epoch += 1
+        if epoch < epochs:
+            batches.start(epoch)
+            _fit(objective, batches, epoch, epochs, watching)
+    finally:
+        progress.close()
+    if selection is None:
+        averages.apply()
+    else:
+        selection.apply()
+
+
+def one_cycle(peak: float, steps: int, warmup: float) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up from a hundredth of the peak over a share of the steps, then a cosine to zero."""
+    rising = max(1, int(warmup * steps))
+    return keras.optimizers.schedules.CosineDecay(
+        peak / 100, max(1, steps - rising), alpha=0.0, warmup_target=peak, warmup_steps=rising
+    )
+
+
+def _fit(objective: Objective, batches: Batches, epoch: int, epochs: int, watching: list[Any]) -> None:
+    objective.fit(
+        batches,
+        initial_epoch=epoch,
+        epochs=epochs,
+        verbose=0,
+        shuffle=False,  # the batches are in random order themselves, by seed and epoch
+        callbacks=watching,
+    )
