@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from vqunet_tf import VQUNet
-from vqunet_tf.config import preset
+from vqunet_tf.recipes import preset
 
 SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 

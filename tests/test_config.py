@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from vqunet_tf.config import Config, preset
+from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
+from vqunet_tf.recipes import preset
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10", "smoke", "default"])

@@ -15,7 +15,7 @@ PACKAGES = ("vqunet_tf", "commands", "trainers", "serving", "benchmarks")
 LAYERS = (
     {"errors"},
     {"pixels", "threat", "backend", "config"},
-    {"models", "data", "runs"},
+    {"models", "data", "runs", "recipes"},
     {"training", "attacks", "defenses"},
     {"evaluation"},
     {"vqunet_tf"},  # the public names

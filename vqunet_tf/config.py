@@ -91,6 +91,8 @@ class PurifierConfig:
     stem: int = 2
     commitment_cost: float = 0.25
     decay: float = 0.99
+    quantize: bool = True
+    skips: bool = True
 
 
 @dataclass(frozen=True)
@@ -286,54 +288,3 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"configuration {where}: expected {hint.__name__}, got {value!r}")
     return value
-
-
-_SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32,), embedding_dim=(8,))
-
-_PRESETS: dict[str, Config] = {
-    # 1,397 training images, 140 of them held out; the figures are in the README, from `make demo`.
-    "digits": Config(
-        data=DataConfig(dataset="digits"),
-        classifier=ClassifierConfig(epochs=15, batch_size=64, max_shift=2),
-        purifier=PurifierConfig(widths=(24, 48, 64), num_embeddings=(128,)),
-        training=TrainingConfig(epochs=24, batch_size=64),
-        attack=AttackConfig(epsilon=0.25, copies=4),
-        evaluation=EvaluationConfig(epsilons=(0.1, 0.2), num_examples=400),
-    ),
-    "fashion_mnist": Config(
-        data=DataConfig(dataset="fashion_mnist"),
-        classifier=ClassifierConfig(widths=(32, 64, 128), epochs=12, flip=True),
-        training=TrainingConfig(epochs=7),
-        attack=AttackConfig(epsilon=0.3, max_steps=5),
-        evaluation=EvaluationConfig(epsilons=(0.1, 0.3)),
-    ),
-    "cifar10": Config(
-        data=DataConfig(dataset="cifar10"),
-        classifier=ClassifierConfig(widths=(32, 64, 128), epochs=20, max_shift=4, flip=True),
-        purifier=PurifierConfig(widths=(48, 64, 96)),
-        training=TrainingConfig(epochs=10),
-        attack=AttackConfig(epsilon=12 / 255),
-        evaluation=EvaluationConfig(epsilons=(8 / 255,)),
-    ),
-    # For any other data set; sizes and epochs are a starting point, not a measured recipe.
-    "default": Config(attack=AttackConfig(epsilon=12 / 255), evaluation=EvaluationConfig(epsilons=(8 / 255,))),
-}
-
-
-def preset(name: str, dataset: str) -> Config:
-    """Returns the preset `name` for `dataset`; an empty name means the data set's own, or `default`.
-
-    The preset `smoke` is a few steps of everything on 512 images, to see that all parts run.
-    """
-    if name == "smoke":
-        return Config(
-            classifier=ClassifierConfig(widths=(8, 16), epochs=1),
-            purifier=_SMALL,
-            training=TrainingConfig(epochs=1),
-            attack=AttackConfig(copies=1, max_steps=2),
-            evaluation=EvaluationConfig(pgd_steps=2, num_examples=64, batch_size=64),
-            data=DataConfig(dataset=dataset, limit=512),
-        )
-    choice("preset", name or "default", [*_PRESETS, "smoke"])
-    config = _PRESETS.get(name or dataset, _PRESETS["default"])
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=dataset))

@@ -16,7 +16,7 @@ from vqunet_tf.errors import UserError
 class RunFolder:
     """The files of one run, by name.
 
-    config.json, classifier.keras, purifier.keras, metrics.csv, checkpoints/, report.json, report.md, plots/.
+    config.json, classifier.keras, purifier.keras, metrics.csv, tensorboard/, checkpoints/, report.json, report.md, plots/.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -26,6 +26,7 @@ class RunFolder:
         self.purifier = self.path / "purifier.keras"
         self.metrics = self.path / "metrics.csv"
         self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.json"
 
     def create(self, config: Config) -> None:
@@ -53,6 +54,19 @@ class RunFolder:
             write_text(self.config, config.to_json())
         except OSError as error:
             raise UserError(f"the run folder cannot be written ({error}): choose another --run_dir") from None
+
+    def contents(self) -> dict[Path, str]:
+        """What lies in the folder, and what each thing is."""
+        known = {
+            self.config: "the settings; --config takes it for another run",
+            self.classifier: "the frozen classifier, images in [0, 1] to logits",
+            self.purifier: "the purifier, images to images",
+            self.metrics: "losses, accuracies and code usage by epoch",
+            self.tensorboard: "the same as curves, and images: tensorboard --logdir",
+            self.checkpoints: "what an interrupted run goes on from",
+            self.report: "what was measured",
+        }
+        return {path: what for path, what in known.items() if path.exists()}
 
     def load_config(self) -> Config:
         if not self.config.exists():
@@ -101,7 +115,10 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
 
 
 # What may differ between two calls that work on the same run.
-_FREE = {("data", "data_dir"), ("training", "strategy"), ("training", "jit_compile")}
+_FREE = {
+    ("data", "data_dir"),
+    *(("training", name) for name in ("strategy", "jit_compile", "steps_per_execution", "checkpoint_seconds")),
+}
 
 
 def _difference(found: Config, wanted: Config) -> str:

@@ -150,6 +150,10 @@ class VectorQuantizer(keras.layers.Layer):
         """Share of the codes chosen at least once in training since `reset_usage`, in [0, 1]."""
         return float(ops.mean(ops.cast(ops.greater(self.hits, 0.0), "float32")))
 
+    def perplexity(self) -> float:
+        """exp of the entropy of the codes chosen in training since `reset_usage`: from 1 to `num_embeddings`."""
+        return float(quantize.perplexity(ops.convert_to_tensor(self.hits)))
+
     def reset_usage(self) -> None:
         self.hits.assign(ops.zeros_like(self.hits))
 

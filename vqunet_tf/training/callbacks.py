@@ -87,7 +87,7 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class Usage(keras.callbacks.Callback):
-    """Adds each code book's usage over the epoch (share of codes chosen at least once) to the logs."""
+    """Adds each code book's usage (share of codes chosen at least once) and perplexity over the epoch to the logs."""
 
     def __init__(self, purifier: VQUNet, batches: Batches):
         super().__init__()
@@ -104,6 +104,7 @@ class Usage(keras.callbacks.Callback):
         if logs is not None:
             for level, quantizer in enumerate(self.purifier.quantizers):
                 logs[f"codes_used_{level}"] = quantizer.usage()
+                logs[f"perplexity_{level}"] = quantizer.perplexity()
 
 
 class MetricsFile(keras.callbacks.Callback):

@@ -17,7 +17,7 @@ from vqunet_tf.errors import Interrupted, UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.models.vector_quantizer import GRADIENTS
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, checkpoints, devices, loop, selection
+from vqunet_tf.training import adversaries, checkpoints, devices, loop, selection, tensorboard
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
@@ -26,6 +26,8 @@ from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective
 
 OBJECTIVES = ("gray_box", "adaptive")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+_GRID = 8  # validation images that TensorBoard shows before and after
 
 Say = Callable[[str], Any]
 
@@ -120,6 +122,7 @@ class _Stages:
         self.config, self.run, self.split, self.held_out = config, run, split, held_out
         self.say, self.stop = say, stop
         self.replicas = devices.replicas(config.training.strategy)
+        self.boards = tensorboard.available() and devices.is_chief()
 
     def train(self, given: keras.Model | None, start: VQUNet | None) -> None:
         """Writes classifier.keras and purifier.keras, unless they are there."""
@@ -154,7 +157,9 @@ class _Stages:
                 weight_decay=settings.weight_decay,
                 warmup=0.2,
             )
-            loop.run(stage, training, self.run, self._averages(model, batches, settings.epochs), **self._common)
+            averages = self._averages(model, batches, settings.epochs)
+            boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
+            loop.run(stage, training, self.run, averages, after=boards, stop=self.stop, say=self.say)
         runs.save_model(model, self.run.classifier)
 
     def _train_purifier(self, start: VQUNet | None) -> None:
@@ -196,13 +201,13 @@ class _Stages:
             )
             averages = self._averages(purifier, batches, training.epochs)
             chosen = self._selection(averages, purifier, classifier, guide) if training.selection == "best" else None
-            loop.run(stage, training, self.run, averages, chosen, prepare, **self._common)
+            boards = []
+            if self.boards:
+                grid = self.held_out.images[:_GRID]
+                boards = [tensorboard.PurifierBoard(self.run.tensorboard / stage.name, batches, purifier, grid)]
+            loop.run(stage, training, self.run, averages, chosen, prepare, boards, self.stop, self.say)
         purifier.set_gradient("straight_through")
         runs.save_model(purifier, self.run.purifier)
-
-    @property
-    def _common(self) -> dict[str, Any]:
-        return {"stop": self.stop, "say": self.say}
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
         return Averages(model, self.config.training.average * batches.per_epoch * epochs)

@@ -44,6 +44,7 @@ def run(
     averages: Averages,
     selection: Selection | None = None,
     before: Sequence[keras.callbacks.Callback] = (),
+    after: Sequence[keras.callbacks.Callback] = (),
     stop: Callable[[], Any] = lambda: None,
     say: Callable[[str], Any] = print,
 ) -> None:
@@ -52,7 +53,7 @@ def run(
     Args:
         averages: of the weights of `stage.trained`.
         selection: which epoch is kept; None keeps the averages at the end.
-        before: callbacks that prepare an epoch.
+        before, after: callbacks that prepare an epoch, and that see all its logs.
         stop: asked after every step; a truth saves a checkpoint and raises `errors.Interrupted`.
     """
     objective, batches, epochs = stage.objective, stage.batches, stage.epochs
@@ -84,7 +85,7 @@ def run(
         averages,
         *([callbacks.Usage(purifier, batches)] if purifier else []),
         *([selection] if selection else []),
-        *([callbacks.MetricsFile(folder.metrics, stage.name, epoch)] if chief else []),
+        *([callbacks.MetricsFile(folder.metrics, stage.name, epoch), *after] if chief else []),
         checkpoints,
         progress,
     ]

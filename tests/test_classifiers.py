@@ -1,0 +1,108 @@
+"""Target classifiers by name: sizes by hand, whitened patches, features beside logits, round trips."""
+
+import keras
+import numpy as np
+import pytest
+
+from vqunet_tf.errors import UserError
+from vqunet_tf.models import classifiers
+
+
+def build(name, shape=(28, 28, 1)):
+    return classifiers.build(name, shape, 10, (8, 16), 1)
+
+
+# Weights and biases, layer by layer, of the tables in the papers.
+SIZES = {
+    "defense_gan_a": [25 * 64 + 64, 25 * 64 * 64 + 64, 12 * 12 * 64 * 128 + 128, 128 * 10 + 10],
+    "defense_gan_b": [64 * 64 + 64, 36 * 64 * 128 + 128, 25 * 128 * 128 + 128, 128 * 10 + 10],
+    "defense_gan_c": [9 * 128 + 128, 25 * 128 * 64 + 64, 12 * 12 * 64 * 128 + 128, 128 * 10 + 10],
+    "defense_gan_d": [784 * 200 + 200, 200 * 200 + 200, 200 * 10 + 10],
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_networks_of_defense_gan_have_the_sizes_of_their_table(name):
+    assert build(name).count_params() == sum(SIZES[name])
+
+
+def test_resnet20_has_the_size_of_its_table_and_projections():
+    """Three stages of three blocks, 16, 32 and 64 channels; 1x1 projections where the width changes."""
+    convolutions = 9 * 3 * 16 + 6 * 9 * 16 * 16 + 9 * (16 * 32 + 5 * 32 * 32) + 9 * (32 * 64 + 5 * 64 * 64)
+    shortcuts = 16 * 32 + 32 * 64
+    norms = 4 * (16 + 6 * 16 + 6 * 32 + 6 * 64 + 32 + 64)
+    assert build("resnet20", (32, 32, 3)).count_params() == convolutions + shortcuts + norms + 64 * 10 + 10
+
+
+@pytest.mark.parametrize("name", [*SIZES, "residual", "fast", "resnet20"])
+def test_each_gives_logits_and_comes_back_from_a_file(name, tmp_path, rng):
+    model = build(name)
+    images = rng.random((3, 28, 28, 1), dtype="float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    logits = model.predict(images, verbose=0)
+    assert logits.shape == (3, 10) and logits.min() < 0.0
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), logits, atol=1e-6)
+    found = classifiers.with_features(model, (28, 28, 1)).predict(images, verbose=0)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-6)
+    last = model.layers[-1]
+    weights, bias = (part.numpy() for part in (last.kernel, last.bias))
+    np.testing.assert_allclose(found["features"] @ weights + bias, logits, atol=1e-5)
+
+
+def test_unknown_and_impossible_ones_are_refused():
+    with pytest.raises(UserError, match="unknown classifier 'vgg': expected one of defense_gan_a"):
+        build("vgg")
+    with pytest.raises(UserError, match=r"classifier fast cannot be made for images \(2, 2, 1\)"):
+        build("fast", (2, 2, 1))
+
+
+def test_whitened_patches_are_uncorrelated_and_of_unit_variance(rng):
+    """Images whose neighbours go together: the first half of the outputs has the identity for a covariance."""
+    coarse = rng.integers(0, 256, size=(200, 5, 5, 3))
+    noise = rng.integers(-20, 20, size=(200, 10, 10, 3))
+    images = np.clip(np.kron(coarse, np.ones((1, 2, 2, 1))) + noise, 0, 255).astype("uint8")
+    model = classifiers.build("fast", (10, 10, 3), 10, (8,), 1)
+    classifiers.whiten(model, images)
+    layer = model.get_layer("whitening")
+    out = layer(images / np.float32(255)).numpy()
+    half = out.shape[-1] // 2
+    np.testing.assert_allclose(out[..., half:], -out[..., :half], atol=1e-5)
+    covariance = np.cov(out[..., :half].reshape(-1, half), rowvar=False)
+    np.testing.assert_allclose(covariance, np.eye(half), atol=0.15)  # small directions are held back on purpose
+    assert not layer.kernel.trainable and layer.bias.trainable
+    before = layer.kernel.numpy()
+    model.compile(optimizer="sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.train_on_batch(images / np.float32(255), np.arange(200) % 10)
+    np.testing.assert_array_equal(layer.kernel.numpy(), before)
+
+
+class TestFeatures:
+    def test_a_named_layer_and_a_model_without_layers_to_look_into(self, rng):
+        model = build("residual")
+        images = rng.random((3, 28, 28, 1), dtype="float32")
+        found = classifiers.with_features(model, (28, 28, 1), "stage_1").predict(images, verbose=0)
+        assert found["features"].shape == (3, 7 * 7 * 16)
+        with pytest.raises(UserError, match="unknown classifier.feature_layer 'nope': expected one of"):
+            classifiers.with_features(model, (28, 28, 1), "nope")
+
+        class Opaque(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.inside = keras.layers.Dense(10)
+
+            def call(self, images):
+                return self.inside(keras.ops.reshape(images, (-1, 784)))
+
+        opaque = Opaque()
+        opaque(images)
+        found = classifiers.with_features(opaque, (28, 28, 1)).predict(images, verbose=0)
+        np.testing.assert_allclose(found["features"], found["logits"], atol=1e-6)
+
+    def test_logarithms_of_probabilities_are_logits_up_to_a_constant(self, rng):
+        images = keras.Input((4, 4, 1))
+        logits = keras.layers.Dense(5)(keras.layers.Flatten()(images))
+        plain, soft = keras.Model(images, logits), keras.Model(images, keras.ops.softmax(logits))
+        x = rng.random((6, 4, 4, 1), dtype="float32")
+        found = classifiers.with_logits(soft, (4, 4, 1))(x).numpy() - plain(x).numpy()
+        np.testing.assert_allclose(found, np.broadcast_to(found[:, :1], found.shape), atol=1e-5)

@@ -1,0 +1,174 @@
+"""Objectives: each loss by hand, what learns and what stays frozen, the attack in the loop, precision, JAX."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from vqunet_tf import VQUNet, backend, pixels
+from vqunet_tf.config import TrainingConfig
+from vqunet_tf.models import classifiers
+from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective, GrayBoxObjective
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, size=(40, 8, 8, 1), dtype="uint8")
+
+
+@pytest.fixture
+def classifier():
+    return classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1)
+
+
+@pytest.fixture
+def guide(classifier):
+    return classifiers.with_features(classifier, (8, 8, 1))
+
+
+def tiny_purifier():
+    return VQUNet(widths=(4, 4), num_embeddings=8, embedding_dim=2, channels=1)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, "float64")
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def test_the_classifier_loss_by_hand(classifier):
+    objective = ClassifierObjective(classifier, label_smoothing=0.2)
+    logits = np.array([[2.0, 0.0, 0.0, 0.0]], "float32")
+    expected = -(np.array([0.85, 0.05, 0.05, 0.05]) * log_softmax(logits)).sum()
+    assert float(objective.compute_loss(None, np.array([0]), logits)) == pytest.approx(expected, rel=1e-6)
+
+
+class TestGrayBox:
+    def test_the_loss_by_hand(self, guide, images):
+        purifier = tiny_purifier()
+        settings = TrainingConfig(pixel_weight=2.0, guidance_weight=3.0, feature_weight=7.0, codebook_weight=5.0)
+        objective = GrayBoxObjective(purifier, guide, settings)
+        inputs = {"seen": images[:4], "clean": images[4:8]}
+        outputs = objective(inputs)
+        wanted = guide.predict_on_batch(pixels.to_unit(images[4:8]))
+        found = guide.predict_on_batch(purifier(pixels.to_unit(images[:4])))
+        p, q = log_softmax(wanted["logits"]), log_softmax(found["logits"])
+        guidance = np.mean(np.sum(np.exp(p) * (p - q), axis=1))
+        feature = np.mean((found["features"] - wanted["features"]) ** 2) / np.mean(wanted["features"] ** 2)
+        pixel = np.mean(np.abs(purifier.purify(images[:4]) - images[4:8] / 255.0))
+        expected = 2 * pixel + 3 * guidance + 7 * feature + 5 * float(outputs["codebook"])
+        assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    def test_a_step_in_mixed_precision_is_about_the_one_in_float32(self, policy, images):
+        losses = []
+        for name in ("float32", policy):
+            keras.utils.set_random_seed(0)
+            keras.config.set_dtype_policy(name)
+            try:
+                model = classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1)
+                purifier = tiny_purifier()
+                objective = GrayBoxObjective(
+                    purifier, classifiers.with_features(model, (8, 8, 1)), TrainingConfig(feature_weight=0.1)
+                )
+            finally:
+                keras.config.set_dtype_policy("float32")
+            objective.compile(optimizer="sgd")
+            losses.append(objective.train_on_batch({"seen": images, "clean": images}))
+            assert purifier.purify(images).dtype == np.float32
+        np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+
+    def test_the_classifier_stays_frozen(self, guide, images):
+        objective = GrayBoxObjective(tiny_purifier(), guide, TrainingConfig(feature_weight=1.0))
+        before = [keras.ops.convert_to_numpy(weight) for weight in guide.weights]
+        objective.compile(optimizer="sgd")
+        objective.train_on_batch({"seen": images, "clean": images})
+        for weight, old in zip(guide.weights, before, strict=True):
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), old)
+
+
+class TestAdaptive:
+    settings = TrainingConfig(attack_steps=3, attack_step_size=0.5, pixel_weight=2.0, guidance_weight=3.0)
+
+    def inputs(self, images, epsilon=0.1):
+        return {
+            "clean": images,
+            "label": np.arange(len(images), dtype="int32") % 4,
+            "start": np.zeros(images.shape, "float32"),
+            "epsilon": np.full((len(images), 1, 1, 1), epsilon, "float32"),
+        }
+
+    @pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
+    def test_the_attack_in_the_loop_stays_within_its_radius_and_raises_the_loss(self, gradient, classifier, images):
+        purifier = tiny_purifier()
+        purifier.graph(pixels.to_unit(images), training=True)
+        purifier.set_gradient(gradient)
+        objective = AdaptiveObjective(purifier, classifier, self.settings)
+        inputs, clean = self.inputs(images), pixels.to_unit(images)
+        attacked = np.asarray(objective.attack(clean, inputs))
+        assert np.abs(attacked - clean).max() <= 0.1 + 1e-6 and attacked.min() >= 0.0 and attacked.max() <= 1.0
+
+        def loss(x):
+            return -log_softmax(classifier(purifier(x)))[np.arange(40), inputs["label"]].mean()
+
+        noise = np.clip(clean + 0.1 * np.sign(np.random.default_rng(0).normal(size=clean.shape)), 0, 1)
+        assert loss(attacked) > max(loss(clean), loss(noise.astype("float32")))
+
+    def test_no_radius_no_change(self, classifier, images):
+        objective = AdaptiveObjective(tiny_purifier(), classifier, self.settings)
+        clean = pixels.to_unit(images)
+        np.testing.assert_array_equal(objective.attack(clean, self.inputs(images, 0.0)), clean)
+
+    @pytest.mark.parametrize("trades", [0.0, 4.0])
+    def test_the_loss_by_hand(self, trades, classifier, images):
+        settings = dataclasses.replace(self.settings, trades=trades, codebook_weight=5.0)
+        purifier = tiny_purifier()
+        objective = AdaptiveObjective(purifier, classifier, settings)
+        inputs = self.inputs(images)
+        before, after = (np.random.default_rng(i).normal(size=(40, 4)).astype("float32") for i in (0, 1))
+        outputs = {"logits": before, "attacked": after, "images": images / 510.0, "codebook": np.float32(0.25)}
+        if not trades:
+            outputs["logits"] = after
+        p, q = log_softmax(outputs["logits"]), log_softmax(after)
+        expected = 3 * -p[np.arange(40), inputs["label"]].mean()
+        expected += 3 * trades * np.mean(np.sum(np.exp(p) * (p - q), axis=1))
+        expected += 2 * np.mean(images / 510.0) + 5 * 0.25
+        assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(expected, rel=1e-5)
+
+    def test_training_on_attacked_images_shows_the_purifier_those(self, classifier, images):
+        """Outside training it is shown the images; in training the attack's; the gradient does not enter the attack."""
+        objective = AdaptiveObjective(tiny_purifier(), classifier, self.settings)
+        objective.purifier.graph(pixels.to_unit(images), training=True)  # places the codes
+        inputs = self.inputs(images, 0.3)
+        expected = np.asarray(objective.purifier(pixels.to_unit(images)))
+        plain, attacked = objective(inputs, training=False), objective(inputs, training=True)
+        np.testing.assert_allclose(plain["images"], expected, atol=1e-6)
+        assert np.abs(np.asarray(attacked["images"]) - np.asarray(plain["images"])).max() > 1e-4
+
+    def test_only_the_purifier_learns_and_the_loss_falls(self, classifier, images):
+        purifier = tiny_purifier()
+        objective = AdaptiveObjective(purifier, classifier, self.settings)
+        objective.compile(optimizer=keras.optimizers.Adam(1e-2))
+        before = [keras.ops.convert_to_numpy(weight) for weight in classifier.weights]
+        inputs = self.inputs(images)
+        losses = [objective.train_on_batch(inputs, return_dict=True)["classification"] for _ in range(15)]
+        means = np.diff([0.0, *(np.array(losses) * np.arange(1, 16))])  # Keras gives the mean so far
+        assert means[-1] < means[0]
+        for weight, old in zip(classifier.weights, before, strict=True):
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), old)
+
+
+def test_the_gradient_of_the_attack_is_that_of_finite_differences(classifier, images):
+    """Through the chain with the quantizers switched off, which makes it smooth: no masked gradient in the loop."""
+    purifier = tiny_purifier()
+    purifier.set_gradient("identity")
+
+    def loss(x):
+        return keras.ops.logsumexp(classifier(purifier(x)), axis=-1)
+
+    x = keras.ops.convert_to_tensor(0.2 + 0.6 * np.random.default_rng(0).random((2, 8, 8, 1)).astype("float32"))
+    direction = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+    gradient = np.asarray(backend.input_gradient(loss)(x))
+    step = 1e-3 / np.abs(direction).max()
+    found = (np.asarray(loss(x + step * direction)) - np.asarray(loss(x - step * direction))) / (2 * step)
+    np.testing.assert_allclose((gradient * direction).sum(axis=(1, 2, 3)), found, rtol=0.1, atol=1e-3)
