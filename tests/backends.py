@@ -15,7 +15,13 @@ from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig, TrainingConfig
 from vqunet_tf.models import classifiers
 from vqunet_tf.training import adversaries
-from vqunet_tf.training.objectives import GrayBoxObjective
+from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
+
+
+def steps(objective, inputs):
+    """The losses of a few training steps on one batch."""
+    objective.compile(optimizer=keras.optimizers.SGD(0.05), jit_compile=False)
+    return np.array([objective.train_on_batch(inputs, return_dict=True)["loss"] for _ in range(3)])
 
 
 def main(folder: Path) -> None:
@@ -29,14 +35,21 @@ def main(folder: Path) -> None:
         gradient = backend.input_gradient(lambda x: keras.ops.square(defended(x, training=False)))
         results[f"gradient {name}"] = keras.ops.convert_to_numpy(gradient(pixels.to_unit(images)))
     defended.purifier.set_gradient("straight_through")
-    crafted = adversaries.craft(defended.classifier, images, AttackConfig(copies=1, max_steps=3, batch_size=16), seed=1)
+    guide = classifiers.with_features(defended.classifier, images.shape[1:])
+    crafted = adversaries.craft(guide, images, AttackConfig(max_steps=3, batch_size=16), seed=1)
     results["adversaries"] = crafted.astype("float32") / 255.0
 
-    objective = GrayBoxObjective(defended.purifier, defended.classifier, TrainingConfig())
-    objective.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=False)
-    inputs = {"seen": crafted[0], "clean": images}
-    logits = classifiers.logits_of(defended.classifier, images)
-    results["losses"] = np.array([objective.train_on_batch(inputs, logits, return_dict=True)["loss"] for _ in range(2)])
+    settings = TrainingConfig(feature_weight=0.5, attack_steps=2, trades=1.0)
+    objective = GrayBoxObjective(defended.purifier, guide, settings)
+    results["losses"] = steps(objective, {"seen": images[::-1].copy(), "clean": images})
+    objective = AdaptiveObjective(defended.purifier, defended.classifier, settings)
+    inputs = {
+        "clean": images,
+        "label": np.arange(16, dtype="int32") % 4,
+        "start": np.zeros(images.shape, "float32"),
+        "epsilon": np.full((16, 1, 1, 1), 0.1, "float32"),
+    }
+    results["losses adaptive"] = steps(objective, inputs)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)
     np.savez(folder / f"{keras.backend.backend()}.npz", **results)

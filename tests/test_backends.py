@@ -47,5 +47,6 @@ def test_backends_agree(backend, found):
 
 
 def test_training_moved_the_weights(found):
-    ours = found["tensorflow"]
-    assert ours["losses"][1] < ours["losses"][0]
+    for name in ("losses", "losses adaptive"):
+        means = found["tensorflow"][name]  # Keras gives the mean so far
+        assert means[2] < means[1] < means[0]

@@ -104,14 +104,18 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
     undisturbed = start(tmp_path / "whole")
     killed = RunFolder(tmp_path / "killed")
     draw = random.Random()
-    points = [("classifier", draw.randint(1, 5)), *(("purifier", step) for step in sorted(draw.sample(range(1, 12), 2)))]
+    points = [
+        ("classifier", draw.randint(1, 5)),
+        *(("purifier", step) for step in sorted(draw.sample(range(1, 12), 2))),
+    ]
     try:
         for stage, step in points:
             process = start(killed.path)
             deadline = time.monotonic() + 240
-            while not any(
-                int(path.suffix[1:]) >= step for path in killed.checkpoints.glob(f"{stage}.*") if path.is_dir()
-            ) and not (killed.path / f"{stage}.keras").exists():
+            while (
+                not any(int(path.suffix[1:]) >= step for path in killed.checkpoints.glob(f"{stage}.*") if path.is_dir())
+                and not (killed.path / f"{stage}.keras").exists()
+            ):
                 assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
                 time.sleep(0.01)
             process.kill()

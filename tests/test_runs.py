@@ -52,17 +52,19 @@ def test_the_same_run_goes_on_elsewhere(tmp_path):
 
 
 def test_four_replicas_train_like_one_device(tmp_path):
-    """The same losses, epoch by epoch, from the same given classifier: targets belong to their images."""
+    """The same losses over 20 steps, from the same given classifier: targets belong to their images."""
     save_linear(tmp_path / "mine.keras")
     losses = {}
     for strategy in ("none", "mirrored"):
         run = RunFolder(tmp_path / strategy)
         changes = {"classifier.path": str(tmp_path / "mine.keras"), "training.strategy": strategy}
+        changes |= {"training.feature_weight": 0.5, "training.epochs": 10}
         fit.train(tiny(**changes), run, say=silent)
         losses[strategy] = losses_of(run)
     assert set(losses["none"]) == set(losses["mirrored"])
     for place, value in losses["none"].items():
-        assert losses["mirrored"][place] == pytest.approx(value, rel=1e-3), place
+        tolerance = 1e-4 if place[2] in ("loss", "pixel", "guidance", "feature", "codebook") else 1e-2
+        assert losses["mirrored"][place] == pytest.approx(value, rel=tolerance), place
 
 
 def test_accumulated_batches_equal_one_large_one(tmp_path):
@@ -94,9 +96,7 @@ def test_a_classifier_of_probabilities_is_wrapped_on_request_with_a_warning(tmp_
     fit.train(tiny(**changes, **{"training.epochs": 1}), run, say=said.append)
     assert said[0].startswith("warning: the logarithms of the classifier's probabilities")
     images = np.random.default_rng(0).random((5, 32, 32, 1), dtype="float32")
-    np.testing.assert_allclose(
-        keras.ops.softmax(run.load_classifier()(images)), mine(images), rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(keras.ops.softmax(run.load_classifier()(images)), mine(images), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ def guide():
     return classifiers.with_features(model, (8, 8, 1))
 
 
-
 class TestAdversaries:
     config = AttackConfig(epsilon=0.1, max_steps=3, batch_size=16)
 

@@ -60,7 +60,9 @@ def _read(path: Path) -> Config:
     try:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}): expected a run folder's config.json") from None
+        raise UserError(
+            f"--config {path} cannot be read ({error.strerror}): expected a run folder's config.json"
+        ) from None
 
 
 def console(argv: Sequence[str] | None = None) -> None:
@@ -88,7 +90,9 @@ def console(argv: Sequence[str] | None = None) -> None:
     one_of("objective", fit.OBJECTIVES, "what the purifier is trained for; without it gray_box")
     one_of("strategy", devices.STRATEGIES, "auto (without it): all GPUs if several; mirrored: all devices")
     one_of("precision", fit.PRECISIONS, "arithmetic of the layers; without it float32")
-    flags.DEFINE_integer("seed", None, "decides weights, order, noise and adversaries; without it 0", flag_values=values)
+    flags.DEFINE_integer(
+        "seed", None, "decides weights, order, noise and adversaries; without it 0", flag_values=values
+    )
     flags.DEFINE_multi_string("set", [], "a setting, --set=training.epochs=3; may be repeated", flag_values=values)
     run(main, values, str(__doc__), argv=argv)
 

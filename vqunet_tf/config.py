@@ -88,6 +88,7 @@ class PurifierConfig:
     blocks: int = 1
     num_embeddings: tuple[int, ...] = (512,)
     embedding_dim: tuple[int, ...] = (16,)
+    groups: tuple[int, ...] = (1,)
     stem: int = 2
     commitment_cost: float = 0.25
     decay: float = 0.99

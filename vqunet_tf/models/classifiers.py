@@ -103,7 +103,9 @@ def defense_gan(which: str, image_shape: Sequence[int], num_classes: int) -> ker
         else:
             filters, kernel, strides, padding = part
             h = layers.Conv2D(filters, kernel, strides, padding, activation="relu", name=f"conv_{i}")(h)
-    return keras.Model(images, layers.Dense(num_classes, dtype="float32", name="logits")(h), name=f"defense_gan_{which}")
+    return keras.Model(
+        images, layers.Dense(num_classes, dtype="float32", name="logits")(h), name=f"defense_gan_{which}"
+    )
 
 
 _CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {

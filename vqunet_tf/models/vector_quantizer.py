@@ -35,7 +35,7 @@ class VectorQuantizer(keras.layers.Layer):
 
     Args:
         num_embeddings: number of codes K, at least 1.
-        embedding_dim: width of a code D; the last axis of the inputs.
+        embedding_dim: width of a code D.
         commitment_cost: weight of the commitment loss.
         codebook: "ema" (moving averages) or "gradient" (learned by the optimizer).
         decay: of the moving averages, in [0, 1).
@@ -46,16 +46,18 @@ class VectorQuantizer(keras.layers.Layer):
         temperature: of the soft codes, a squared distance.
         revive_after: training steps without a hit until a code is moved; 0 never moves one.
         init: "kmeans" (from the first training batch) or "uniform".
+        groups: vectors G that lie side by side in the last axis of the inputs, each replaced on its own by a code of the one
+            code book (product quantization, Jegou et al. 2011): G times the bits at the same place.
 
     Call arguments:
-        inputs: float [..., D].
+        inputs: float [..., G D].
         training: whether the code book may change.
 
     Returns:
-        A dict: `quantized` [..., D], `indices` int32 [...], `loss` and `perplexity` float32 scalars.
+        A dict: `quantized` [..., G D], `indices` int32 [...] ([..., G] for G > 1), `loss` and `perplexity` float32 scalars.
 
     Raises:
-        ValueError: another last axis than `embedding_dim`, inputs that are no floats; NaN or infinity where the values
+        ValueError: another last axis than `groups * embedding_dim`, inputs that are no floats; NaN or infinity where the values
             can be looked at (outside compiled functions).
     """
 
@@ -71,10 +73,15 @@ class VectorQuantizer(keras.layers.Layer):
         temperature: float = 1.0,
         revive_after: int = 100,
         init: str = "kmeans",
+        groups: int = 1,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        for name, value in {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim}.items():
+        for name, value in {
+            "num_embeddings": num_embeddings,
+            "embedding_dim": embedding_dim,
+            "groups": groups,
+        }.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected {name} to be an integer of at least 1. Received: {value!r}")
         if not 0.0 <= decay < 1.0:
@@ -99,6 +106,7 @@ class VectorQuantizer(keras.layers.Layer):
         self.temperature = temperature
         self.revive_after = revive_after
         self.init = init
+        self.groups = groups
 
     def build(self, input_shape: Any) -> None:
         self._check_width(input_shape)
@@ -184,7 +192,7 @@ class VectorQuantizer(keras.layers.Layer):
         shape = ops.shape(inputs)
         return {
             "quantized": ops.cast(ops.reshape(quantized, shape), self.compute_dtype),
-            "indices": ops.reshape(indices, shape[:-1]),
+            "indices": ops.reshape(indices, self._places(shape)),
             "loss": loss,
             "perplexity": quantize.perplexity(counts),
         }
@@ -193,7 +201,7 @@ class VectorQuantizer(keras.layers.Layer):
         self._check_width(inputs.shape)
         return {
             "quantized": keras.KerasTensor(inputs.shape, dtype=self.compute_dtype),
-            "indices": keras.KerasTensor(inputs.shape[:-1], dtype="int32"),
+            "indices": keras.KerasTensor(self._places(inputs.shape), dtype="int32"),
             "loss": keras.KerasTensor((), dtype="float32"),
             "perplexity": keras.KerasTensor((), dtype="float32"),
         }
@@ -211,6 +219,7 @@ class VectorQuantizer(keras.layers.Layer):
             "temperature": self.temperature,
             "revive_after": self.revive_after,
             "init": self.init,
+            "groups": self.groups,
         }
 
     def _replace(self, vectors: Any, chosen: Any, codes: Any) -> Any:
@@ -251,10 +260,16 @@ class VectorQuantizer(keras.layers.Layer):
         self.hits.assign(self.hits + counts)
         self.steps.assign(self.steps + 1.0)
 
+    def _places(self, shape: Any) -> tuple[Any, ...]:
+        """The shape of the indices for inputs of a shape."""
+        return (*shape[:-1], self.groups) if self.groups > 1 else tuple(shape[:-1])
+
     def _check_width(self, shape: Any) -> None:
-        if shape[-1] != self.embedding_dim:
+        if shape[-1] != self.groups * self.embedding_dim:
+            groups = f"groups={self.groups} times " if self.groups > 1 else ""
             raise ValueError(
-                f"Expected inputs whose last axis is embedding_dim={self.embedding_dim}. Received: shape={tuple(shape)}"
+                f"Expected inputs whose last axis is {groups}embedding_dim={self.embedding_dim}. "
+                f"Received: shape={tuple(shape)}"
             )
 
 

@@ -35,6 +35,7 @@ class VQUNet(keras.Model):
         blocks: residual blocks per level, in the encoder and in the decoder.
         num_embeddings: codes per level, or one number for all.
         embedding_dim: width of a code per level, or one number for all.
+        groups: codes at each place of a level, or one number for all; more keep more of the image.
         stem: patch size of the first and last convolution; 2 works at half resolution.
         channels: C.
         commitment_cost, decay: as in `VectorQuantizer`.
@@ -43,7 +44,7 @@ class VQUNet(keras.Model):
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
-            int32 [B, h, w]), `loss` (the quantizers', a scalar) and `perplexity` (per level).
+            int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar) and `perplexity` (per level).
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class VQUNet(keras.Model):
         blocks: int = 1,
         num_embeddings: int | Sequence[int] = 512,
         embedding_dim: int | Sequence[int] = 16,
+        groups: int | Sequence[int] = 1,
         stem: int = 2,
         channels: int = 3,
         commitment_cost: float = 0.25,
@@ -64,6 +66,7 @@ class VQUNet(keras.Model):
         depth = len(widths)
         codes = _per_level("num_embeddings", num_embeddings, depth)
         dims = _per_level("embedding_dim", embedding_dim, depth)
+        several = _per_level("groups", groups, depth)
         for name, value in {
             "blocks": blocks,
             "stem": stem,
@@ -76,7 +79,9 @@ class VQUNet(keras.Model):
         # === Layers ===
         quantized_levels = range(depth) if skips else [depth - 1]
         quantizers = {
-            i: VectorQuantizer(codes[i], dims[i], commitment_cost, decay=decay, name=f"quantizer_{i}")
+            i: VectorQuantizer(
+                codes[i], dims[i], commitment_cost, decay=decay, groups=several[i], name=f"quantizer_{i}"
+            )
             for i in quantized_levels
             if quantize
         }
@@ -98,7 +103,7 @@ class VQUNet(keras.Model):
 
         def bottle(level: int) -> Any:
             """What the decoder may see of a level: code-book content only."""
-            z = parts.convolution(encoded[level], dims[level], f"to_codes_{level}", kernel=1)
+            z = parts.convolution(encoded[level], several[level] * dims[level], f"to_codes_{level}", kernel=1)
             if quantize:
                 result = quantizers[level](z)
                 z = result["quantized"]
@@ -127,6 +132,7 @@ class VQUNet(keras.Model):
         self.blocks = blocks
         self.num_embeddings = codes
         self.embedding_dim = dims
+        self.groups = several
         self.stem = stem
         self.channels = channels
         self.commitment_cost = commitment_cost
@@ -180,7 +186,7 @@ class VQUNet(keras.Model):
         """The discrete code maps of a user's images, all that the decoder sees of them.
 
         Takes and refuses what `purify` does. Returns int32 maps in [0, num_embeddings) by level: `level_0` (the finest)
-        [B, h, w], or [h, w] for one image.
+        [B, h, w], or [h, w] for one image; with one more axis for several `groups`.
         """
         batches, single = self._in_batches(
             images, batch_size, lambda batch: self.graph.predict_on_batch(batch)["indices"]
@@ -205,7 +211,7 @@ class VQUNet(keras.Model):
         return presets.load(name, "purifier")
 
     def get_config(self) -> dict[str, Any]:
-        names = ["widths", "blocks", "num_embeddings", "embedding_dim", "stem", "channels"]
+        names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 

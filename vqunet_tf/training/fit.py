@@ -166,9 +166,7 @@ class _Stages:
         config, training = self.config, self.config.training
         prepare: list[keras.callbacks.Callback] = []
         if training.objective == "adaptive":
-            batches: Any = AdaptiveBatches(
-                self.split.images, self.split.labels, training, config.attack, self.replicas
-            )
+            batches: Any = AdaptiveBatches(self.split.images, self.split.labels, training, config.attack, self.replicas)
         else:
             # Outside the scope of a strategy: in there every replica would craft and answer.
             first = self._adversaries(0)
@@ -213,9 +211,7 @@ class _Stages:
         return Averages(model, self.config.training.average * batches.per_epoch * epochs)
 
     def _guide(self, classifier: keras.Model) -> keras.Model:
-        return classifiers.with_features(
-            classifier, self.config.data.image_shape, self.config.classifier.feature_layer
-        )
+        return classifiers.with_features(classifier, self.config.data.image_shape, self.config.classifier.feature_layer)
 
     def _selection(
         self, averages: Averages, purifier: VQUNet, classifier: keras.Model, guide: keras.Model

@@ -63,7 +63,7 @@ class GrayBoxObjective(Objective):
 
         pixel_weight    * mean |P(x') - x|                                     reconstruction (L1)
       + guidance_weight * KL(softmax f(x) || softmax f(P(x')))                 logit guidance, and
-      + feature_weight  * mean |phi(P(x')) - phi(x)|^2 / mean |phi(x)|^2       feature guidance, after the high-level
+      + feature_weight  * mean of |phi(P(x')) - phi(x)|^2 / |phi(x)|^2         feature guidance, after the high-level
                                                                                guided denoiser (Liao et al. 2018,
                                                                                arXiv 1712.02976)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
@@ -97,12 +97,10 @@ class GrayBoxObjective(Objective):
         del y
         clean = pixels.to_unit(x["clean"])
         wanted = self.guide(clean, training=False)
-        features = ops.cast(wanted["features"], "float32")
-        missed = ops.mean(ops.square(ops.cast(outputs["features"], "float32") - features))
         return {
             "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
             "guidance": divergence(wanted["logits"], outputs["logits"]),
-            "feature": missed / (ops.mean(ops.square(features)) + 1e-6),
+            "feature": relative_error(wanted["features"], outputs["features"]),
             "codebook": outputs["codebook"],
         }
 
@@ -187,6 +185,13 @@ def divergence(known: Any, found: Any) -> Any:
     """Mean Kullback-Leibler divergence KL(softmax known || softmax found) of logits [B, K]."""
     known, found = (ops.log_softmax(ops.cast(logits, "float32")) for logits in (known, found))
     return ops.mean(ops.sum(ops.exp(known) * (known - found), axis=-1))
+
+
+def relative_error(known: Any, found: Any) -> Any:
+    """Mean over images of |found - known|^2 / |known|^2, features [B, F]: of each image, so that replicas add up."""
+    known, found = (ops.cast(features, "float32") for features in (known, found))
+    missed = ops.mean(ops.square(found - known), axis=-1)
+    return ops.mean(missed / (ops.mean(ops.square(known), axis=-1) + 1e-6))
 
 
 def _one_hot(labels: Any, logits: Any) -> Any:

@@ -41,7 +41,9 @@ class TensorBoard(keras.callbacks.Callback):
         step = self._step(batch)
         if step % _EVERY == 0:
             rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
-            self._scalars({**{f"step/{name}": float(value) for name, value in (logs or {}).items()}, "rate": rate}, step)
+            self._scalars(
+                {**{f"step/{name}": float(value) for name, value in (logs or {}).items()}, "rate": rate}, step
+            )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         step = (epoch + 1) * self.batches.per_epoch
@@ -75,7 +77,9 @@ class PurifierBoard(TensorBoard):
         step = self._step(batch)
         if step % _EVERY == 0:
             for level, book in enumerate(self.purifier.quantizers):
-                self._scalars({f"codes/used_{level}": book.usage(), f"codes/perplexity_{level}": book.perplexity()}, step)
+                self._scalars(
+                    {f"codes/used_{level}": book.usage(), f"codes/perplexity_{level}": book.perplexity()}, step
+                )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -91,4 +95,3 @@ def tile(rows: np.ndarray) -> np.ndarray:
     if channels not in (1, 3):
         rows, channels = rows[..., :1], 1
     return rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * height, -1, channels)
-
