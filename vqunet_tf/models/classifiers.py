@@ -103,7 +103,9 @@ def defense_gan(which: str, image_shape: Sequence[int], num_classes: int) -> ker
         else:
             filters, kernel, strides, padding = part
             h = layers.Conv2D(filters, kernel, strides, padding, activation="relu", name=f"conv_{i}")(h)
-    return keras.Model(images, layers.Dense(num_classes, dtype="float32", name="logits")(h), name=f"defense_gan_{which}")
+    return keras.Model(
+        images, layers.Dense(num_classes, dtype="float32", name="logits")(h), name=f"defense_gan_{which}"
+    )
 
 
 _CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {
@@ -152,7 +154,8 @@ def with_features(classifier: keras.Model, image_shape: Sequence[int], layer: st
     """
     if layer is not None:
         choice("classifier.feature_layer", layer, [found.name for found in classifier.layers])
-    images = getattr(classifier, "inputs", None) or keras.Input(tuple(image_shape), name="images")
+    inputs = getattr(classifier, "inputs", None)  # one tensor, not a list: Keras warns at every call otherwise
+    images = inputs[0] if inputs else keras.Input(tuple(image_shape), name="images")
     logits = classifier.outputs[0] if getattr(classifier, "outputs", None) else classifier(images)
     features = logits
     for found in reversed(classifier.layers):
