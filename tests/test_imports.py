@@ -27,7 +27,7 @@ HELPERS = {"_digits": "data", "_folder": "data", "_probe": "data"}  # files behi
 # Outside package → the only places that may import it.
 DOORS = {
     "tensorflow_datasets": ("vqunet_tf/data.py",),
-    "cleverhans": ("vqunet_tf/attacks/cleverhans.py",),
+    "cleverhans": ("vqunet_tf/attacks/cleverhans.py", "benchmarks/"),
     "art": ("vqunet_tf/attacks/art.py", "vqunet_tf/defenses.py"),
     "absl.flags": ("commands/", "trainers/", "serving/"),
     "jax": ("vqunet_tf/backend.py", "benchmarks/"),

@@ -154,7 +154,8 @@ def with_features(classifier: keras.Model, image_shape: Sequence[int], layer: st
     """
     if layer is not None:
         choice("classifier.feature_layer", layer, [found.name for found in classifier.layers])
-    images = getattr(classifier, "inputs", None) or keras.Input(tuple(image_shape), name="images")
+    inputs = getattr(classifier, "inputs", None)  # one tensor, not a list: Keras warns at every call otherwise
+    images = inputs[0] if inputs else keras.Input(tuple(image_shape), name="images")
     logits = classifier.outputs[0] if getattr(classifier, "outputs", None) else classifier(images)
     features = logits
     for found in reversed(classifier.layers):

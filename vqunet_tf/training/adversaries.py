@@ -43,11 +43,12 @@ def craft(
     Returns:
         uint8 [N, H, W, C], each within its radius up to half a grey level.
     """
+    look = backend.compiled(lambda x: guide(x))  # a new function: JAX would know an old one, with its old weights
     ascend = ascent(guide)
     rng = np.random.default_rng(seed)
 
     def attack(batch: np.ndarray) -> np.ndarray:
-        return _attack(guide, ascend, batch, config, rng)
+        return _attack(look, ascend, batch, config, rng)
 
     return _in_batches(attack, config.batch_size, progress, images)
 
