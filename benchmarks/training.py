@@ -39,8 +39,9 @@ from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient
 
 from benchmarks import bare, purifier
 from vqunet_tf import VQUNet
-from vqunet_tf.config import Config, preset
+from vqunet_tf.config import Config
 from vqunet_tf.models import classifiers
+from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, loop
 from vqunet_tf.training.augment import Views

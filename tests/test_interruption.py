@@ -101,7 +101,7 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
             [*command, f"--run_dir={folder}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
 
-    undisturbed = start(tmp_path / "whole")
+    started = [start(tmp_path / "whole")]
     killed = RunFolder(tmp_path / "killed")
     draw = random.Random()
     points = [
@@ -111,6 +111,7 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
     try:
         for stage, step in points:
             process = start(killed.path)
+            started.append(process)
             deadline = time.monotonic() + 240
             while (
                 not any(int(path.suffix[1:]) >= step for path in killed.checkpoints.glob(f"{stage}.*") if path.is_dir())
@@ -121,11 +122,11 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
             process.kill()
             process.communicate()
         assert not killed.purifier.exists(), points
-        last = start(killed.path)
-        assert last.wait(timeout=240) == 0, (points, last.communicate()[1].decode()[-2000:])
-        assert undisturbed.wait(timeout=240) == 0
+        started.append(start(killed.path))
+        for process in (started[-1], started[0]):
+            assert process.wait(timeout=240) == 0, (points, process.communicate()[1].decode()[-2000:])
     finally:
-        for process in (undisturbed, process, last):
+        for process in started:
             process.kill()
             process.communicate()
     expected = RunFolder(tmp_path / "whole")

@@ -119,7 +119,7 @@ class Checkpoints(keras.callbacks.Callback):
             part.mkdir(parents=True)
             self.model.save_weights(part / "model.weights.h5")
             for name, keeper in self.keepers.items():
-                np.savez(part / f"{name}.npz", **keeper.state())
+                np.savez(part / f"{name}.npz", **keeper.state())  # type: ignore[arg-type]
             sums = {file.name: _sha256(file) for file in part.iterdir()}
             (part / "checkpoint.json").write_text(json.dumps({"step": self.step, "sha256": sums}), encoding="utf-8")
             part.replace(path)

@@ -14,7 +14,7 @@ from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import callbacks, devices
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import Batches
-from vqunet_tf.training.checkpoints import Checkpoints
+from vqunet_tf.training.checkpoints import Checkpoints, Keeper
 from vqunet_tf.training.objectives import Objective
 from vqunet_tf.training.selection import Selection
 
@@ -69,7 +69,9 @@ def run(
         jit_compile=settings.jit_compile,
         steps_per_execution=min(settings.steps_per_execution, batches.per_epoch),
     )
-    keepers = {"averages": averages, **({"selection": selection} if selection else {})}
+    keepers: dict[str, Keeper] = {"averages": averages}
+    if selection is not None:
+        keepers["selection"] = selection
     chief = devices.is_chief()
     checkpoints = Checkpoints(
         folder.checkpoints, stage.name, batches, keepers, settings.checkpoint_seconds, stop, writes=chief

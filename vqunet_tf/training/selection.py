@@ -43,7 +43,8 @@ class Selection(keras.callbacks.Callback):
         super().__init__()
         self.averages, self.defended = averages, defended
         self.images, self.labels, self.attacked = images, labels, attacked
-        self.score, self.best = -1.0, None
+        self.score = -1.0
+        self.best: list[np.ndarray] | None = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del epoch
