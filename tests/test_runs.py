@@ -63,8 +63,7 @@ def test_four_replicas_train_like_one_device(tmp_path):
         losses[strategy] = losses_of(run)
     assert set(losses["none"]) == set(losses["mirrored"])
     for place, value in losses["none"].items():
-        tolerance = 1e-4 if place[2] in ("loss", "pixel", "guidance", "feature", "codebook") else 1e-2
-        assert losses["mirrored"][place] == pytest.approx(value, rel=tolerance), place
+        assert losses["mirrored"][place] == pytest.approx(value, abs=2e-2 if "perplexity" in place[2] else 1e-4), place
 
 
 def test_accumulated_batches_equal_one_large_one(tmp_path):

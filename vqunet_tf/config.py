@@ -94,6 +94,7 @@ class PurifierConfig:
     decay: float = 0.99
     quantize: bool = True
     skips: bool = True
+    normalize: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,18 @@ def convolution(x: Any, width: int, name: str, kernel: int = 3, strides: int = 1
     return layers.Conv2D(width, kernel, strides=strides, padding="same", name=name, **kwargs)(x)
 
 
-def residual(x: Any, name: str) -> Any:
+def residual(x: Any, name: str, normalize: bool = False) -> Any:
     """x + conv(relu(conv(relu(x)))) at constant width, the identity at first (Fixup, Zhang et al. 2019, arXiv 1901.09321).
 
-    No batch normalisation: an image is purified alike whatever batch or replica it comes in.
+    No batch normalisation: an image is purified alike whatever batch or replica it comes in. With `normalize` each image
+    is normalised over all its places and channels before both convolutions (group normalisation with one group, Wu & He
+    2018, arXiv 1803.08494).
     """
-    width = x.shape[-1]
-    h = convolution(ops.relu(x), width, f"{name}_conv1")
-    h = convolution(ops.relu(h), width, f"{name}_conv2", kernel_initializer="zeros")
+    width, h = x.shape[-1], x
+    for part, initializer in (("1", "he_normal"), ("2", "zeros")):
+        if normalize:
+            h = layers.GroupNormalization(1, name=f"{name}_norm{part}")(h)
+        h = convolution(ops.relu(h), width, f"{name}_conv{part}", kernel_initializer=initializer)
     return x + h
 
 

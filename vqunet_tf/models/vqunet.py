@@ -40,6 +40,7 @@ class VQUNet(keras.Model):
         channels: C.
         commitment_cost, decay: as in `VectorQuantizer`.
         quantize: False leaves the code books out (a plain U-Net).
+        normalize: True normalises each image inside the residual blocks.
         skips: False leaves the skip connections out (a VQ-VAE; with `quantize=False` a denoising autoencoder).
 
     Attributes:
@@ -60,6 +61,7 @@ class VQUNet(keras.Model):
         decay: float = 0.99,
         quantize: bool = True,
         skips: bool = True,
+        normalize: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -95,7 +97,7 @@ class VQUNet(keras.Model):
             if i:
                 h = parts.down(h, widths[i], f"down_{i}")
             for b in range(blocks):
-                h = parts.residual(h, f"encoder_{i}_{b}")
+                h = parts.residual(h, f"encoder_{i}_{b}", normalize)
             encoded.append(h)
 
         outputs: dict[str, Any] = {"indices": {}, "perplexity": {}}
@@ -119,7 +121,7 @@ class VQUNet(keras.Model):
                 if skips:
                     h = h + bottle(i)
             for b in range(blocks):
-                h = parts.residual(h, f"decoder_{i}_{b}")
+                h = parts.residual(h, f"decoder_{i}_{b}", normalize)
         h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
         h = parts.DepthToSpace(stem, name="shuffle")(h) if stem > 1 else h
         purified = parts.CropLike(name="crop")(layers.Activation("sigmoid", dtype="float32", name="unit")(h), images)
@@ -139,6 +141,7 @@ class VQUNet(keras.Model):
         self.decay = decay
         self.quantize = quantize
         self.skips = skips
+        self.normalize = normalize
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.jit_in_inference()
 
@@ -212,7 +215,7 @@ class VQUNet(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
-        names += ["commitment_cost", "decay", "quantize", "skips"]
+        names += ["commitment_cost", "decay", "quantize", "skips", "normalize"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
