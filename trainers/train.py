@@ -3,6 +3,9 @@
     python -m trainers.train --dataset=cifar10 --run_dir=runs/cifar10
 
 The same command again goes on where the last one stopped and, when all is done, does nothing and says so.
+
+With --strategy=multi_worker give the same command on every machine, each with its own TF_CONFIG in the environment and
+with a --run_dir on a file system that all of them share: worker 0 writes there, the others read.
 """
 
 from __future__ import annotations
@@ -54,7 +57,11 @@ def console(argv: Sequence[str] | None = None) -> None:
     )
     flags.DEFINE_enum("objective", "gray_box", fit.OBJECTIVES, "what the purifier is trained for", flag_values=values)
     flags.DEFINE_enum(
-        "strategy", "auto", devices.STRATEGIES, "auto: all GPUs if several; mirrored: all devices", flag_values=values
+        "strategy",
+        "auto",
+        devices.STRATEGIES,
+        "auto: all GPUs if several; mirrored: all devices; multi_worker: the machines in TF_CONFIG, on a shared --run_dir",
+        flag_values=values,
     )
     flags.DEFINE_enum("precision", "float32", fit.PRECISIONS, "arithmetic of the layers", flag_values=values)
     flags.DEFINE_integer("seed", 0, "decides weights, order, noise and adversaries", flag_values=values)

@@ -28,6 +28,12 @@ class Objective(keras.Model):
         """The parts by name, each a mean over the batch."""
         raise TypeError(f"{type(self).__name__} must say what it minimises")
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing: all is built. Keras 3.15 averages a first batch over the replicas here, which fails over workers."""
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        return backend.for_mean_over_workers(super().compute_metrics(x, y, y_pred, sample_weight))
+
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
@@ -99,10 +105,12 @@ class GrayBoxObjective(Objective):
         wanted = self.guide(clean, training=False)
         features = ops.cast(wanted["features"], "float32")
         missed = ops.mean(ops.square(ops.cast(outputs["features"], "float32") - features))
+        # The size of the features over the whole batch: a mean of ratios would depend on the number of replicas.
+        (total,) = backend.sum_over_replicas(ops.mean(ops.square(features)))
         return {
             "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
             "guidance": divergence(wanted["logits"], outputs["logits"]),
-            "feature": missed / (ops.mean(ops.square(features)) + 1e-6),
+            "feature": missed / (total / backend.replica()[1] + 1e-6),
             "codebook": outputs["codebook"],
         }
 
