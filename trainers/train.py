@@ -3,6 +3,9 @@
     python -m trainers.train --dataset=cifar10 --run_dir=runs/cifar10
 
 The same command again goes on where the last one stopped and, when all is done, does nothing and says so.
+
+With --strategy=multi_worker give the same command on every machine, each with its own TF_CONFIG in the environment and
+with a --run_dir on a file system that all of them share: worker 0 writes there, the others read.
 """
 
 from __future__ import annotations
@@ -88,7 +91,11 @@ def console(argv: Sequence[str] | None = None) -> None:
         "from_probabilities", None, "that classifier gives probabilities: take their logarithms", flag_values=values
     )
     one_of("objective", fit.OBJECTIVES, "what the purifier is trained for; without it gray_box")
-    one_of("strategy", devices.STRATEGIES, "auto (without it): all GPUs if several; mirrored: all devices")
+    one_of(
+        "strategy",
+        devices.STRATEGIES,
+        "auto (without it): all GPUs if several; mirrored: all devices; multi_worker: the machines in TF_CONFIG",
+    )
     one_of("precision", fit.PRECISIONS, "arithmetic of the layers; without it float32")
     flags.DEFINE_integer(
         "seed", None, "decides weights, order, noise and adversaries; without it 0", flag_values=values

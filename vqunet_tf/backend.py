@@ -36,6 +36,16 @@ def share_of_loss(loss: Any) -> Any:
     return loss / replica()[1]
 
 
+def for_mean_over_workers(logs: dict[str, Any]) -> dict[str, Any]:
+    """What a training step returns, in the shape that Keras can average over several workers.
+
+    There Keras 3.15 takes the mean along axis 0, which a scalar does not have; it gives scalars back.
+    """
+    context = _tf_replica_context()
+    several = context is not None and getattr(context.strategy.extended, "_in_multi_worker_mode", lambda: False)()
+    return {name: value[None] for name, value in logs.items()} if several else logs
+
+
 def argmax(scores: Any) -> Any:
     """Index of the largest number along the last axis, int32; the first of equals.
 

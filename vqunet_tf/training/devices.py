@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from vqunet_tf.errors import choice
+from vqunet_tf.training import workers
 
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
+
+
+def start(name: str, say: Callable[[str], Any] = lambda line: None) -> None:
+    """Joins the other workers of `multi_worker`; call it before anything is computed. Nothing for other names."""
+    choice("strategy", name, STRATEGIES)
+    if name == "multi_worker":
+        workers.join(say)
+    else:
+        workers.leave()
 
 
 def scope(name: str) -> contextlib.AbstractContextManager[Any]:
     """The scope in which models are made and trained.
 
     `auto` mirrors over the GPUs when there are several, `mirrored` over all GPUs (or logical CPUs), `none` is one
-    device. Backends other than TensorFlow always train on one.
+    device, `multi_worker` all GPUs (or one CPU) of every worker in TF_CONFIG. Backends other than TensorFlow always
+    train on one.
     """
     choice("strategy", name, STRATEGIES)
+    if name == "multi_worker":
+        return workers.join().scope()
     if name == "none" or keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     import tensorflow as tf
@@ -37,9 +51,24 @@ def replicas(name: str) -> int:
         return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
-def is_chief() -> bool:
-    """Whether this process writes files: of several workers only the first does."""
-    return True
+@contextlib.contextmanager
+def normalised_together(model: keras.Model, name: str) -> Iterator[None]:
+    """Inside, batch normalisation takes its moments over the batch of all replicas, as one device would.
+
+    Otherwise every replica keeps moving statistics of its own and those of the first are saved.
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    several = replicas(name) > 1
+    for layer in norms:
+        layer.synchronized = several
+    try:
+        yield
+    finally:
+        for layer in norms:
+            layer.synchronized = False
+
+
+is_chief = workers.is_chief
 
 
 @functools.cache

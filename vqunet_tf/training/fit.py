@@ -17,7 +17,7 @@ from vqunet_tf.errors import Interrupted, UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.models.vector_quantizer import GRADIENTS
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, checkpoints, devices, loop, selection, tensorboard
+from vqunet_tf.training import adversaries, checkpoints, devices, loop, selection, tensorboard, workers
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
@@ -36,12 +36,20 @@ def train(config: Config, run: RunFolder, say: Say) -> None:
     """Trains whatever the run folder lacks; the same call again goes on where the last one stopped.
 
     SIGTERM and Ctrl-C save a checkpoint first and raise `Interrupted`.
+    With the strategy `multi_worker` every worker makes the same call, before TensorFlow has computed anything in its
+    process and with a run folder that all share; the first worker writes, and one that is lost ends all others.
 
     Args:
         config: what to train, on which data.
         run: where everything is written.
         say: called with one line per finished stage, and per warning.
     """
+    devices.start(config.training.strategy, say)
+    with workers.loss_is_an_error(run.checkpoints):
+        _train(config, run, say)
+
+
+def _train(config: Config, run: RunFolder, say: Say) -> None:
     _refuse_impossible(config)
     if run.config.exists():
         run.create(config)  # refuses another configuration before any data are read
@@ -55,7 +63,9 @@ def train(config: Config, run: RunFolder, say: Say) -> None:
     if config.classifier.path and not run.classifier.exists():
         given = _given_classifier(config, held_out.images[:64], say)
     start = _given_start(config) if config.training.start and not run.purifier.exists() else None
-    run.create(config)
+    with workers.chief_first():
+        workers.appears(run.config)
+        run.create(config)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.training.precision)
     if config.training.deterministic:
@@ -65,7 +75,9 @@ def train(config: Config, run: RunFolder, say: Say) -> None:
             _Stages(config, run, split, held_out, say, interruption).train(given, start)
     finally:
         keras.config.set_dtype_policy(policy)
-    checkpoints.remove(run.checkpoints)
+    workers.wait()
+    if devices.is_chief():
+        checkpoints.remove(run.checkpoints)
 
 
 def _refuse_impossible(config: Config) -> None:
@@ -73,7 +85,6 @@ def _refuse_impossible(config: Config) -> None:
     training = config.training
     choice("objective", training.objective, OBJECTIVES)
     choice("precision", training.precision, PRECISIONS)
-    choice("strategy", training.strategy, devices.STRATEGIES)
     choice("configuration training.gradient", training.gradient, GRADIENTS)
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
@@ -128,7 +139,7 @@ class _Stages:
         """Writes classifier.keras and purifier.keras, unless they are there."""
         run, count = self.run, len(self.held_out.labels)
         if given is not None:
-            runs.save_model(given, run.classifier)
+            _save(given, run.classifier)
         if not run.classifier.exists():
             self._train_classifier()
         classifier = run.load_classifier()
@@ -159,8 +170,9 @@ class _Stages:
             )
             averages = self._averages(model, batches, settings.epochs)
             boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
-            loop.run(stage, training, self.run, averages, after=boards, stop=self.stop, say=self.say)
-        runs.save_model(model, self.run.classifier)
+        with devices.normalised_together(model, training.strategy):
+            loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
+        _save(model, self.run.classifier)
 
     def _train_purifier(self, start: VQUNet | None) -> None:
         config, training = self.config, self.config.training
@@ -203,9 +215,10 @@ class _Stages:
             if self.boards:
                 grid = self.held_out.images[:_GRID]
                 boards = [tensorboard.PurifierBoard(self.run.tensorboard / stage.name, batches, purifier, grid)]
-            loop.run(stage, training, self.run, averages, chosen, prepare, boards, self.stop, self.say)
+        stop = workers.agreed(self.stop)
+        loop.run(stage, training, self.run, averages, chosen, prepare, boards, stop, self.say)
         purifier.set_gradient("straight_through")
-        runs.save_model(purifier, self.run.purifier)
+        _save(purifier, self.run.purifier)
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
         return Averages(model, self.config.training.average * batches.per_epoch * epochs)
@@ -229,6 +242,11 @@ class _Stages:
         return selection.Selection(averages, defended, images, labels, attacked)
 
     def _adversaries(self, turn: int) -> tuple[Views, np.ndarray]:
+        """Views of the images and their adversaries; of several workers the chief crafts and the others read."""
+        with workers.chief_first():
+            return self._crafted(turn)
+
+    def _crafted(self, turn: int) -> tuple[Views, np.ndarray]:
         """Views of the images and their adversaries, each copy crafted once and kept with the checkpoints."""
         settings, training, images = self.config.attack, self.config.training, self.split.images
         views = Views(images, settings.copies, training.max_shift, training.flip, training.seed + turn)
@@ -237,6 +255,7 @@ class _Stages:
         with tqdm(desc="adversaries", total=settings.copies * len(images), unit="img", unit_scale=True) as bar:
             for copy in range(settings.copies):
                 path = self.run.checkpoints / f"adversaries.{turn}.{copy}.npy"
+                workers.appears(path)
                 if path.exists():
                     crafted.append(np.load(path))
                     bar.update(len(images))
@@ -276,6 +295,14 @@ class _Refresh(keras.callbacks.Callback):
         if epoch // self.every != self.turn:
             self.turn = epoch // self.every
             self.batches.views, self.batches.adversarial = self.make(self.turn)
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    """Writes a model; of several workers the chief does, and the others wait until it has."""
+    with workers.chief_first():
+        if devices.is_chief():
+            runs.save_model(model, path)
+        workers.appears(path)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import keras
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import callbacks, devices
+from vqunet_tf.training import callbacks, devices, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import Batches
 from vqunet_tf.training.checkpoints import Checkpoints, Keeper
@@ -58,17 +58,22 @@ def run(
     """
     objective, batches, epochs = stage.objective, stage.batches, stage.epochs
     steps = epochs * batches.per_epoch
-    optimizer = keras.optimizers.AdamW(
-        one_cycle(stage.learning_rate, max(1, steps // settings.accumulate), stage.warmup),
-        weight_decay=stage.weight_decay,
-        gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    objective.compile(
-        optimizer=optimizer,
-        jit_compile=settings.jit_compile,
-        steps_per_execution=min(settings.steps_per_execution, batches.per_epoch),
-    )
+    replicas, size = devices.replicas(settings.strategy), batches.batch_size
+    shares = f"{replicas} replicas ({size // replicas} each)" if replicas > 1 else "1 replica"
+    say(f"{stage.name}: {size} images a step on {shares}, learning rate up to {stage.learning_rate:g}")
+    with devices.scope(settings.strategy):
+        optimizer = keras.optimizers.AdamW(
+            one_cycle(stage.learning_rate, max(1, steps // settings.accumulate), stage.warmup),
+            weight_decay=stage.weight_decay,
+            gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        objective.compile(
+            optimizer=optimizer,
+            jit_compile=settings.jit_compile,
+            steps_per_execution=min(settings.steps_per_execution, batches.per_epoch),
+        )
+        objective.optimizer.build(objective.trainable_variables)
     keepers: dict[str, Keeper] = {"averages": averages}
     if selection is not None:
         keepers["selection"] = selection
@@ -76,7 +81,9 @@ def run(
     checkpoints = Checkpoints(
         folder.checkpoints, stage.name, batches, keepers, settings.checkpoint_seconds, stop, writes=chief
     )
-    done = checkpoints.restore(objective, say)
+    with devices.scope(settings.strategy):
+        done = checkpoints.restore(objective, say)
+    workers.same(f"the step of the {stage.name}'s last checkpoint", done)
     epoch, first = divmod(done, batches.per_epoch)
     purifier = stage.trained if isinstance(stage.trained, VQUNet) else None
     progress = callbacks.Progress(stage.name, batches, epochs, done, purifier)

@@ -28,6 +28,12 @@ class Objective(keras.Model):
         """The parts by name, each a mean over the batch."""
         raise TypeError(f"{type(self).__name__} must say what it minimises")
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing: all is built. Keras 3.15 averages a first batch over the replicas here, which fails over workers."""
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        return backend.for_mean_over_workers(super().compute_metrics(x, y, y_pred, sample_weight))
+
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
