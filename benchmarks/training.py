@@ -117,7 +117,7 @@ def measure_training(what: Subject, turns: int, steps: int, peak: float) -> dict
         what.config.training, epochs=turns + 1, checkpoint_seconds=1e9, accumulate=1, steps_per_execution=1
     )
     batches, mine, theirs = what.batches(steps), what.purifier(), what.purifier()
-    rate = loop.one_cycle(training.learning_rate, training.epochs * steps, training.warmup)
+    rate = loop.OneCycle(training.learning_rate, training.epochs * steps, training.warmup)
     step = bare.make_step(theirs, what.guide, training, rate, training.jit_compile)
     ready = _tensors(batches)
     bare_losses: list[float] = []

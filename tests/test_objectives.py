@@ -9,6 +9,7 @@ import pytest
 from vqunet_tf import VQUNet, backend, pixels
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models import classifiers
+from vqunet_tf.training.loop import OneCycle
 from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective, GrayBoxObjective
 
 
@@ -173,3 +174,15 @@ def test_the_gradient_of_the_attack_is_that_of_finite_differences(classifier, im
     step = 1e-3 / np.abs(direction).max()
     found = (np.asarray(loss(x + step * direction)) - np.asarray(loss(x - step * direction))) / (2 * step)
     np.testing.assert_allclose((gradient * direction).sum(axis=(1, 2, 3)), found, rtol=0.1, atol=1e-3)
+
+
+def test_the_learning_rate_rises_and_falls_by_steps_of_the_optimizer():
+    """A hundredth of the peak, the peak after the warm-up, half of it half way down, nothing at the end."""
+    rate = OneCycle(1.0, steps=100, warmup=0.2)
+    at = [float(rate(keras.ops.convert_to_tensor(step))) for step in (0, 10, 20, 60, 100)]
+    np.testing.assert_allclose(at, [0.01, 0.505, 1.0, 0.5, 0.0], atol=1e-6)
+    slow = OneCycle(1.0, steps=400, warmup=0.2, accumulate=4)
+    for step in (0, 10, 20, 60):
+        for batch in range(4):
+            found = float(slow(keras.ops.convert_to_tensor(4 * step + batch)))
+            assert found == pytest.approx(float(rate(keras.ops.convert_to_tensor(step))), abs=1e-6)

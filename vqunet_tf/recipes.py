@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from vqunet_tf.config import (
     AttackConfig,
@@ -73,6 +74,24 @@ _PRESETS: dict[str, Config] = {
     ),
     # For any other data set; sizes and epochs are a starting point, not a measured recipe.
     "default": Config(attack=AttackConfig(epsilon=12 / 255), evaluation=EvaluationConfig(epsilons=(8 / 255,))),
+}
+
+_ADAPTIVE: dict[str, Any] = {
+    "training.objective": "adaptive",
+    "training.learning_rate": 1e-3,
+    "training.guidance_weight": 1.0,
+    "training.pixel_weight": 1.0,
+    "training.feature_weight": 0.0,
+    "training.selection_steps": 10,
+}
+# Each as its gray-box preset but for these; a starting point, not measured beyond digits.
+_PRESETS |= {
+    "digits_adaptive": _PRESETS["digits"].replace({**_ADAPTIVE, "training.epochs": 20, "attack.epsilon": 0.1}),
+    "fashion_mnist_adaptive": _PRESETS["fashion_mnist"].replace(
+        {**_ADAPTIVE, "training.epochs": 10, "attack.epsilon": 0.1}
+    ),
+    "cifar10_adaptive": _PRESETS["cifar10"].replace({**_ADAPTIVE, "training.epochs": 20, "attack.epsilon": 8 / 255}),
+    "default_adaptive": _PRESETS["default"].replace({**_ADAPTIVE, "attack.epsilon": 8 / 255}),
 }
 
 

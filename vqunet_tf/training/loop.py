@@ -63,7 +63,7 @@ def run(
     say(f"{stage.name}: {size} images a step on {shares}, learning rate up to {stage.learning_rate:g}")
     with devices.scope(settings.strategy):
         optimizer = keras.optimizers.AdamW(
-            one_cycle(stage.learning_rate, max(1, steps // settings.accumulate), stage.warmup),
+            OneCycle(stage.learning_rate, steps, stage.warmup, settings.accumulate),
             weight_decay=stage.weight_decay,
             gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
         )
@@ -114,12 +114,27 @@ def run(
         selection.apply()
 
 
-def one_cycle(peak: float, steps: int, warmup: float) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Linear warm-up from a hundredth of the peak over a share of the steps, then a cosine to zero."""
-    rising = max(1, int(warmup * steps))
-    return keras.optimizers.schedules.CosineDecay(
-        peak / 100, max(1, steps - rising), alpha=0.0, warmup_target=peak, warmup_steps=rising
-    )
+class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up from a hundredth of the peak over a share of the steps, then a cosine to zero.
+
+    Args:
+        steps: batches in all.
+        accumulate: batches to one step of the optimizer; Keras counts batches, the rate changes once for each step.
+    """
+
+    def __init__(self, peak: float, steps: int, warmup: float, accumulate: int = 1):
+        self.peak, self.steps, self.warmup, self.accumulate = peak, steps, warmup, accumulate
+        updates = max(1, steps // accumulate)
+        rising = max(1, int(warmup * updates))
+        self.curve = keras.optimizers.schedules.CosineDecay(
+            peak / 100, max(1, updates - rising), alpha=0.0, warmup_target=peak, warmup_steps=rising
+        )
+
+    def __call__(self, step: Any) -> Any:
+        return self.curve(step // self.accumulate)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"peak": self.peak, "steps": self.steps, "warmup": self.warmup, "accumulate": self.accumulate}
 
 
 def _fit(objective: Objective, batches: Batches, epoch: int, epochs: int, watching: list[Any]) -> None:
