@@ -96,10 +96,11 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
     command = [sys.executable, "-m", "trainers.train", "--dataset=digits", "--preset=smoke", "--seed=3"]
     command += [f"--set={setting}" for setting in settings]
 
+    log = tmp_path / "log"
+
     def start(folder):
-        return subprocess.Popen(
-            [*command, f"--run_dir={folder}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        with log.open("ab") as file:
+            return subprocess.Popen([*command, f"--run_dir={folder}"], cwd=ROOT, stdout=file, stderr=file)
 
     started = [start(tmp_path / "whole")]
     killed = RunFolder(tmp_path / "killed")
@@ -117,18 +118,18 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
                 not any(int(path.suffix[1:]) >= step for path in killed.checkpoints.glob(f"{stage}.*") if path.is_dir())
                 and not (killed.path / f"{stage}.keras").exists()
             ):
-                assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
                 time.sleep(0.01)
             process.kill()
-            process.communicate()
+            process.wait()
         assert not killed.purifier.exists(), points
         started.append(start(killed.path))
         for process in (started[-1], started[0]):
-            assert process.wait(timeout=240) == 0, (points, process.communicate()[1].decode()[-2000:])
+            assert process.wait(timeout=240) == 0, (points, log.read_text()[-2000:])
     finally:
         for process in started:
             process.kill()
-            process.communicate()
+            process.wait()
     expected = RunFolder(tmp_path / "whole")
     steps = [float(run.load_purifier().quantizers[0].steps.numpy()) for run in (expected, killed)]
     assert steps[0] == steps[1] > 0, points
