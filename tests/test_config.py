@@ -9,7 +9,9 @@ from vqunet_tf.errors import UserError
 from vqunet_tf.recipes import preset
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10", "smoke", "default", "digits_adaptive", "default_adaptive"])
+@pytest.mark.parametrize(
+    "name", ["digits", "fashion_mnist", "cifar10", "smoke", "default", "digits_adaptive", "default_adaptive"]
+)
 def test_json_round_trip(name):
     config = preset(name, "digits")
     assert Config.from_json(config.to_json()) == config

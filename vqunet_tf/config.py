@@ -174,6 +174,7 @@ class AttackConfig:
     """Perturbations the purifier trains on: crafted against the classifier, each with random radius.
 
     epsilon: largest radius, on the [0,1] scale (linf).
+    radius_power: a radius is epsilon u^radius_power, u uniform: above 1 small ones come more often.
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
     leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated.
@@ -181,6 +182,7 @@ class AttackConfig:
     """
 
     epsilon: float = 0.1
+    radius_power: float = 1.0
     copies: int = 2
     max_steps: int = 8
     batch_size: int = 256
@@ -189,7 +191,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "copies", "max_steps", "batch_size")
-        _at_least(self, 0, "epsilon", "refresh")
+        _at_least(self, 0, "epsilon", "radius_power", "refresh")
         for name in self.leave_out:
             choice("family of training adversaries", name, FAMILIES)
         for kinds in (FAMILIES[:3], FAMILIES[3:]):

@@ -41,7 +41,7 @@ _PRESETS: dict[str, Config] = {
         ),
         purifier=PurifierConfig(groups=(2,), normalize=True),
         training=TrainingConfig(
-            epochs=24,
+            epochs=22,
             batch_size=64,
             max_shift=2,
             flip=True,
@@ -51,7 +51,7 @@ _PRESETS: dict[str, Config] = {
             feature_weight=0.5,
             selection_examples=1000,
         ),
-        attack=AttackConfig(epsilon=0.3, max_steps=5),
+        attack=AttackConfig(epsilon=0.3, radius_power=2.0, max_steps=5),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.3), pgd_steps=40),
     ),
     # Sizes after airbench94, about 0.32 PFLOP for the classifier; neither stage has been run to its end yet.

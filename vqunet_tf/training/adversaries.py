@@ -26,7 +26,7 @@ def craft(
 ) -> np.ndarray:
     """An adversarial version of every image, by a family of iterated linf attacks that never sees a label.
 
-    Each image draws its radius (a fifth of `epsilon` up to all of it) and its aim: `targeted` (towards a random class
+    Each image draws its radius (epsilon u^radius_power, u uniform from a fifth to 1) and its aim: `targeted` (towards a random class
     other than the predicted one), `untargeted` (away from the predicted class) or `features` (far from the clean
     features, in any direction). Each batch draws the number of steps (`single_step` for a third, `iterated` with 2 to
     `max_steps` for the others) and the step size, each image whether its start is random. `leave_out` names kinds that
@@ -123,7 +123,8 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
     attract = np.eye(classes, dtype="float32")[target] * (aim == 0)[:, None]
     repel = np.eye(classes, dtype="float32")[predicted] * (aim == 1)[:, None]
 
-    radius = (config.epsilon * rng.uniform(0.2, 1.0, size=(size, 1, 1, 1))).astype("float32")
+    radius = config.epsilon * rng.uniform(0.2, 1.0, size=(size, 1, 1, 1)) ** config.radius_power
+    radius = radius.astype("float32")
     steps = _steps(config, rng)
     alpha = radius * np.float32(1.0 if steps == 1 else rng.uniform(1.0, 2.5) / steps)
     noise = rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")

@@ -75,7 +75,7 @@ class GrayBoxBatches(Batches):
         self.views, self.adversarial = views, adversarial
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
-        self.radius = 255.0 * attack.epsilon
+        self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         copies = rng.integers(len(self.adversarial), size=len(chosen))
@@ -93,7 +93,7 @@ class GrayBoxBatches(Batches):
         kind = rng.integers(3, size=(len(images), 1, 1, 1))
         uniform = rng.random(images.shape, dtype=np.float32) * 2.0 - 1.0
         noise = np.where(kind == 0, 0.5 * normal, np.where(kind == 1, uniform, np.sign(uniform)))
-        radius = self.radius * rng.random((len(images), 1, 1, 1), dtype=np.float32)
+        radius = self.radius * rng.random((len(images), 1, 1, 1), dtype=np.float32) ** self.power
         return np.clip(np.rint(images + radius * noise), 0, 255).astype(np.uint8)
 
 
