@@ -1,5 +1,7 @@
 """Several workers: real processes over loopback that train like one, stop together, and end when one is lost."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from vqunet_tf import runs
 from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import devices, fit, workers
+from vqunet_tf.training import devices, fit, rendezvous, workers
 
 SCRIPT = str(Path(__file__).with_name("workers.py"))
 SETTINGS = {
@@ -42,10 +44,7 @@ STEPS = 4  # of the purifier: two epochs of 64 images, 32 a step
 
 def pair(folder: Path, hit: str = "-", step: int = 0) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of two workers; the second one gets the signal `hit` after that step of the purifier."""
-    sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
-    cluster = {"worker": [f"localhost:{one.getsockname()[1]}" for one in sockets]}
-    for one in sockets:
-        one.close()
+    cluster = {"worker": free(2)}
     flags = [f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()]
     flags += ["--dataset=digits", "--preset=smoke", f"--run_dir={folder}", "--strategy=multi_worker"]
     processes = []
@@ -69,6 +68,13 @@ def pair(folder: Path, hit: str = "-", step: int = 0) -> list[tuple[int, str, st
             process.wait()
             process.stdout.close()
             process.stderr.close()
+
+
+def free(count: int) -> list[str]:
+    """Addresses on this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(count)]
+        return [f"localhost:{server.getsockname()[1]}" for server in servers]
 
 
 def rows(run: RunFolder) -> dict[tuple[str, ...], float]:
@@ -171,6 +177,29 @@ class TestTheCluster:
 
     def test_it_is_read(self):
         assert workers.described(workers.EXAMPLE) == workers.Worker(0, ("host-a:2222", "host-b:2222"))
+
+    def test_workers_meet_whoever_comes_first(self):
+        addresses = free(3)
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            waits = [pool.submit(rendezvous.meet, index, addresses, 20.0) for index in (2, 0)]
+            assert concurrent.futures.wait(waits, timeout=0.5).done == set()
+            with socket.create_connection(("localhost", int(addresses[0].rpartition(":")[2]))) as stranger:
+                stranger.sendall(b"GET /\n")
+            rendezvous.meet(1, addresses, 20.0)
+            for wait in waits:
+                wait.result(timeout=20)
+
+    @pytest.mark.parametrize(("index", "missing"), [(0, 1), (1, 0)])
+    def test_a_worker_that_does_not_come_is_named(self, index, missing):
+        addresses = free(2)
+        with pytest.raises(UserError, match=f"worker {index} waited 0.3 s for {addresses[missing]}"):
+            rendezvous.meet(index, addresses, 0.3)
+
+    def test_a_port_in_use_is_named(self):
+        with socket.create_server(("", 0)) as server:
+            address = f"localhost:{server.getsockname()[1]}"
+            with pytest.raises(UserError, match=f"cannot listen at {address} .*: end what uses that port"):
+                rendezvous.meet(0, (address, "localhost:1"), 1.0)
 
     def test_other_backends_refuse(self, monkeypatch):
         monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 
 from vqunet_tf.errors import UserError
+from vqunet_tf.training import rendezvous
 
 EXAMPLE = '{"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": "worker", "index": 0}}'
 
@@ -92,6 +93,7 @@ def join(say: Callable[[str], Any] = lambda line: None) -> Any:
     worker = described(os.environ.get("TF_CONFIG"))
     if _joined is None:
         say(f"worker {worker.index} of {worker.count}: waiting for the others, {_JOIN_SECONDS // 60} minutes at most")
+        rendezvous.meet(worker.index, worker.addresses, _JOIN_SECONDS)
         _joined = _Joined(worker, _strategy(worker))
     _joined.active = True
     return _joined.strategy
