@@ -8,7 +8,7 @@ from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder, load_model
-from vqunet_tf.training import fit
+from vqunet_tf.training import adversaries, fit
 
 
 def tiny(**changes):
@@ -150,14 +150,14 @@ def test_the_adaptive_objective_starts_from_a_purifier_and_writes_curves(tmp_pat
 def test_adversaries_are_crafted_anew_when_asked(tmp_path):
     run = RunFolder(tmp_path / "run")
     made = []
-    real = fit.adversaries.craft
+    real = adversaries.craft
 
     def craft(*args):
         made.append(args[3])
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit.adversaries, "craft", craft)
+        patch.setattr(adversaries, "craft", craft)
         fit.train(tiny(**{"attack.refresh": 1, "training.epochs": 2}), run, say=silent)
     assert made == [(0, 0, 0), (0, 1, 0)]
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from vqunet_tf import backend, data, runs
 from vqunet_tf.config import Config
-from vqunet_tf.errors import Interrupted, UserError, choice
+from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.models.vector_quantizer import GRADIENTS
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, checkpoints, devices, loop, selection, tensorboard, workers
-from vqunet_tf.training.augment import Views
+from vqunet_tf.training import checkpoints, crafting, devices, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
 from vqunet_tf.training.interruption import Interruption
@@ -35,7 +33,7 @@ Say = Callable[[str], Any]
 def train(config: Config, run: RunFolder, say: Say) -> None:
     """Trains whatever the run folder lacks; the same call again goes on where the last one stopped.
 
-    SIGTERM and Ctrl-C save a checkpoint first and raise `Interrupted`.
+    SIGTERM and Ctrl-C save a checkpoint first and raise `errors.Interrupted`.
     With the strategy `multi_worker` every worker makes the same call, before TensorFlow has computed anything in its
     process and with a run folder that all share; the first worker writes, and one that is lost ends all others.
 
@@ -181,10 +179,10 @@ class _Stages:
             batches: Any = AdaptiveBatches(self.split.images, self.split.labels, training, config.attack, self.replicas)
         else:
             # Outside the scope of a strategy: in there every replica would craft and answer.
-            first = self._adversaries(0)
-            batches = GrayBoxBatches(*first, training, config.attack, self.replicas)
+            make = crafting.Crafting(config, self.run, self.split.images, self._known_guide, self.stop)
+            batches = GrayBoxBatches(*make(0), training, config.attack, self.replicas)
             if config.attack.refresh:
-                prepare.append(_Refresh(batches, config.attack.refresh, self._adversaries))
+                prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)
         with devices.scope(training.strategy):
             purifier = VQUNet(**dataclasses.asdict(config.purifier), channels=config.data.image_shape[-1])
@@ -226,6 +224,9 @@ class _Stages:
     def _guide(self, classifier: keras.Model) -> keras.Model:
         return classifiers.with_features(classifier, self.config.data.image_shape, self.config.classifier.feature_layer)
 
+    def _known_guide(self) -> keras.Model:
+        return self._guide(self.run.load_classifier())
+
     def _selection(
         self, averages: Averages, purifier: VQUNet, classifier: keras.Model, guide: keras.Model
     ) -> selection.Selection:
@@ -241,60 +242,9 @@ class _Stages:
             attacked = selection.fixed(guide, images, labels, epsilon, steps, settings.seed)
         return selection.Selection(averages, defended, images, labels, attacked)
 
-    def _adversaries(self, turn: int) -> tuple[Views, np.ndarray]:
-        """Views of the images and their adversaries; of several workers the chief crafts and the others read."""
-        with workers.chief_first():
-            return self._crafted(turn)
-
-    def _crafted(self, turn: int) -> tuple[Views, np.ndarray]:
-        """Views of the images and their adversaries, each copy crafted once and kept with the checkpoints."""
-        settings, training, images = self.config.attack, self.config.training, self.split.images
-        views = Views(images, settings.copies, training.max_shift, training.flip, training.seed + turn)
-        guide = None
-        crafted = []
-        with tqdm(desc="adversaries", total=settings.copies * len(images), unit="img", unit_scale=True) as bar:
-            for copy in range(settings.copies):
-                path = self.run.checkpoints / f"adversaries.{turn}.{copy}.npy"
-                workers.appears(path)
-                if path.exists():
-                    crafted.append(np.load(path))
-                    bar.update(len(images))
-                    continue
-                guide = guide or self._guide(self.run.load_classifier())
-                shown = views(np.full(len(images), copy), np.arange(len(images)))
-                crafted.append(
-                    adversaries.craft(guide, shown, settings, (training.seed, turn, copy), self._watched(bar.update))
-                )
-                _save_array(path, crafted[-1])
-        return views, np.stack(crafted)
-
-    def _watched(self, update: Callable[[int], Any]) -> Callable[[int], Any]:
-        """Progress that ends when a signal asks for it; the copies that are done stay."""
-
-        def progress(done: int) -> None:
-            update(done)
-            if self.stop():
-                raise Interrupted(self.stop())
-
-        return progress
-
     def _accuracy(self, model: keras.Model) -> float:
         logits = classifiers.logits_of(model, self.held_out.images)
         return float(np.mean(logits.argmax(axis=1) == self.held_out.labels))
-
-
-class _Refresh(keras.callbacks.Callback):
-    """Gives the batches new adversaries every few epochs."""
-
-    def __init__(self, batches: GrayBoxBatches, every: int, make: Callable[[int], tuple[Views, np.ndarray]]):
-        super().__init__()
-        self.batches, self.every, self.make, self.turn = batches, every, make, 0
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        del logs
-        if epoch // self.every != self.turn:
-            self.turn = epoch // self.every
-            self.batches.views, self.batches.adversarial = self.make(self.turn)
 
 
 def _save(model: keras.Model, path: Path) -> None:
@@ -303,17 +253,3 @@ def _save(model: keras.Model, path: Path) -> None:
         if devices.is_chief():
             runs.save_model(model, path)
         workers.appears(path)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array beside and renames."""
-    beside = path.with_name(f"part.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(beside, array)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): make room there and give the same command again"
-        ) from None
