@@ -41,8 +41,8 @@ def make_step(
             known, guessed = tf.nn.log_softmax(wanted["logits"]), tf.nn.log_softmax(found["logits"])
             pixel = tf.reduce_mean(tf.abs(purified["images"] - target))
             guidance = tf.reduce_mean(tf.reduce_sum(tf.exp(known) * (known - guessed), axis=-1))
-            missed = tf.reduce_mean(tf.square(found["features"] - wanted["features"]))
-            feature = missed / (tf.reduce_mean(tf.square(wanted["features"])) + 1e-6)
+            missed = tf.reduce_mean(tf.square(found["features"] - wanted["features"]), axis=-1)
+            feature = tf.reduce_mean(missed / (tf.reduce_mean(tf.square(wanted["features"]), axis=-1) + 1e-6))
             loss = (
                 config.pixel_weight * pixel
                 + config.guidance_weight * guidance

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from benchmarks import bare, purifier, training
-from vqunet_tf.config import preset
+from vqunet_tf.recipes import preset
 
 # Every part of the loss with a weight of its own.
 WEIGHTS = {"training.feature_weight": 0.5, "training.guidance_weight": 2.0, "training.codebook_weight": 0.7}

@@ -34,6 +34,7 @@ def test_train_evaluate_export(digits_run, tmp_path, capsys):
         "classifier.keras",
         "purifier.keras",
         "metrics.csv",
+        "tensorboard",
     }
     evaluate.console(["evaluate", f"--run_dir={digits_run}", "--num_examples=16", "--attacks=fgsm,pgd"])
     report = json.loads((digits_run / "report.json").read_text())

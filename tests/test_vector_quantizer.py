@@ -124,6 +124,23 @@ def test_the_gradient_may_be_changed_and_identity_switches_the_quantizer_off(rng
         layer.gradient = "sigmoid"
 
 
+def test_groups_share_one_code_book(rng):
+    """Three vectors side by side are quantized as three vectors: outputs, losses and the update."""
+    z = rng.normal(size=(5, 6, 12)).astype("float32")
+    grouped, plain = VectorQuantizer(8, 4, groups=3), VectorQuantizer(8, 4)
+    found, expected = grouped(z, training=True), plain(z.reshape(5, 6, 3, 4), training=True)
+    np.testing.assert_array_equal(found["indices"], expected["indices"])
+    assert found["indices"].shape == (5, 6, 3)
+    np.testing.assert_array_equal(found["quantized"], np.reshape(expected["quantized"], (5, 6, 12)))
+    for name in ("loss", "perplexity"):
+        assert float(found[name]) == pytest.approx(float(expected[name]), rel=1e-6)
+    np.testing.assert_array_equal(grouped.codebook, plain.codebook)
+    symbolic = grouped(keras.KerasTensor((None, 6, 12)))
+    assert symbolic["indices"].shape == (None, 6, 3) and symbolic["quantized"].shape == (None, 6, 12)
+    with pytest.raises(ValueError, match=r"groups=3 times embedding_dim=4. Received: shape=\(2, 4\)"):
+        grouped(np.zeros((2, 4), "float32"))
+
+
 def test_usage_counts_an_epoch_not_a_batch():
     layer = placed(VectorQuantizer(4, 1, revive_after=0), [[0.0], [1.0], [2.0], [3.0]])
     layer(np.array([[0.1]], "float32"), training=True)

@@ -59,6 +59,20 @@ def test_ablations_are_arguments(arguments, levels):
     assert VQUNet.from_config(model.get_config()).get_config() == model.get_config()
 
 
+def test_groups_and_normalised_blocks_keep_what_is_promised(tmp_path, rng):
+    """Several codes at a place, alike alone and in a batch, the same after a file."""
+    model = VQUNet((8, 12), num_embeddings=16, embedding_dim=4, groups=(2, 3), normalize=True, channels=1)
+    images = rng.random((4, 16, 16, 1), dtype="float32")
+    model.graph(images, training=True)
+    codes = model.codes(images)
+    assert codes["level_0"].shape == (4, 8, 8, 2) and codes["level_1"].shape == (4, 4, 4, 3)
+    np.testing.assert_allclose(model.purify(images[1]), model.purify(images)[1], atol=1e-6)
+    model.save(tmp_path / "purifier.keras")
+    loaded = keras.models.load_model(tmp_path / "purifier.keras")
+    assert loaded.groups == (2, 3) and loaded.normalize
+    np.testing.assert_allclose(loaded.purify(images), model.purify(images), atol=1e-6)
+
+
 def test_padding_mirrors_the_lower_and_right_border_and_is_cropped_again(purifier, rng):
     """An odd image is purified as the upper left corner of the image that is mirrored by hand."""
     image = rng.random((1, 13, 10, 1), dtype="float32")
