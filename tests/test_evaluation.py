@@ -399,6 +399,7 @@ def test_report_json_has_the_schema_that_others_read(finished):
         "split": str,
         "seed": int,
         "objective": str,
+        "selection": str,
         "classifier": dict,
         "purifier": dict,
         "rows": list,

@@ -97,6 +97,13 @@ class PurifierConfig:
     normalize: bool = False
 
 
+# Which weights a training keeps, in the words of the report.
+SELECTIONS = {
+    "best": "the epoch with the highest clean + worse of targeted and untargeted PGD accuracy on validation images",
+    "last": "the last epoch",
+}
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the purifier learns; strategy, precision, seed and what follows hold for the classifier too.
@@ -112,7 +119,7 @@ class TrainingConfig:
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon` (adaptive).
     average: share of the steps over which weights are averaged, exponentially; 0 keeps the last ones.
-    selection: `best` keeps the epoch with the highest clean + attacked validation accuracy, `last` the last epoch.
+    selection: which epoch is kept, by the names in SELECTIONS; always with averaged weights.
     selection_examples, selection_steps: validation images and PGD steps for it.
     steps_per_execution: training steps in one call of the backend.
     accumulate: batches whose gradients are averaged before the optimizer takes a step.
@@ -160,12 +167,12 @@ class TrainingConfig:
         _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup")
         _at_least(self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades")
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
-        choice("configuration training.selection", self.selection, ("best", "last"))
+        choice("configuration training.selection", self.selection, SELECTIONS)
         if not self.clean + self.noisy + self.adversarial > 0:
             raise UserError("configuration clean, noisy, adversarial: expected a share above 0, got none")
 
 
-# Kinds of training adversaries: where they aim, and in how many steps.
+# Kinds of training adversaries: where they aim, in how many steps.
 FAMILIES = ("targeted", "untargeted", "features", "single_step", "iterated")
 
 

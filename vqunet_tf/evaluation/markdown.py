@@ -78,6 +78,7 @@ def _meaning(report: dict[str, Any]) -> list[str]:
     if purifier["codebook_usage"]:
         shares = ", ".join(f"{share:.0%}" for share in purifier["codebook_usage"])
         lines.append(f"Codes in use, finest quantizer first: {shares}.")
+    lines.append(f"Kept by the training: {report['selection']}, with averaged weights.")
     return [*lines, ""]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from vqunet_tf.config import Config
+from vqunet_tf.config import SELECTIONS, Config
 from vqunet_tf.errors import UserError
 from vqunet_tf.evaluation import markdown
 from vqunet_tf.evaluation.measure import Evaluation
@@ -36,6 +36,7 @@ def build(
         "split": "test",
         "seed": evaluation.seed,
         "objective": config.training.objective,
+        "selection": SELECTIONS[config.training.selection],
         "classifier": classifier,
         "purifier": purifier,
         "rows": evaluation.rows,

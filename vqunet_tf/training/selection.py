@@ -14,8 +14,6 @@ from vqunet_tf.models import DefendedClassifier
 from vqunet_tf.training import adversaries
 from vqunet_tf.training.averaging import Averages
 
-RULE = "highest clean + worse of targeted and untargeted accuracy on validation images, with averaged weights"
-
 _BATCH = 250  # images attacked or classified at a time
 
 
