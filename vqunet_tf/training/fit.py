@@ -113,8 +113,10 @@ def _given_start(config: Config) -> VQUNet:
     if not isinstance(purifier, VQUNet):
         raise UserError(f"training.start {config.training.start}: expected a VQUNet, got a {type(purifier).__name__}")
     wanted = VQUNet(**expected).get_config()
-    for name, found in purifier.get_config().items():
-        if name in wanted and name not in ("name", "commitment_cost", "decay") and wanted[name] != found:
+    found_there = purifier.get_config()
+    for name in expected:
+        found = found_there[name]
+        if name not in ("commitment_cost", "decay") and wanted[name] != found:
             raise UserError(
                 f"training.start {config.training.start}: its {name} is {found!r}, the configuration has {wanted[name]!r}: "
                 f"give --set=purifier.{name}=... as it is there"
