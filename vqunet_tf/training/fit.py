@@ -221,7 +221,9 @@ class _Stages:
         _save(purifier, self.run.purifier)
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
-        return Averages(model, self.config.training.average * batches.per_epoch * epochs)
+        training = self.config.training
+        seen_at_once = min(training.steps_per_execution, batches.per_epoch)  # callbacks come after that many steps
+        return Averages(model, training.average * batches.per_epoch * epochs / seen_at_once)
 
     def _guide(self, classifier: keras.Model) -> keras.Model:
         return classifiers.with_features(classifier, self.config.data.image_shape, self.config.classifier.feature_layer)
