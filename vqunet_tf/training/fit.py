@@ -84,6 +84,13 @@ def _refuse_impossible(config: Config) -> None:
     choice("objective", training.objective, OBJECTIVES)
     choice("precision", training.precision, PRECISIONS)
     choice("configuration training.gradient", training.gradient, GRADIENTS)
+    replicas = devices.replicas(training.strategy)
+    for name in ("accumulate", "steps_per_execution"):
+        if replicas > 1 and getattr(training, name) > 1:
+            raise UserError(
+                f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
+                f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
+            )
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
