@@ -101,7 +101,7 @@ class Checkpoints(keras.callbacks.Callback):
         """Writes the checkpoint of this step; a weight that is not finite or a full disk raises a `UserError`."""
         self.saved = time.monotonic()
         path = self.folder / f"{self.stage}.{self.step}"
-        if not self.writes or path.exists():
+        if not self.writes:
             return
         for weight in self.model.weights:
             if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
@@ -118,6 +118,7 @@ class Checkpoints(keras.callbacks.Callback):
                 np.savez(part / f"{name}.npz", **keeper.state())  # type: ignore[arg-type]
             sums = {file.name: _sha256(file) for file in part.iterdir()}
             (part / "checkpoint.json").write_text(json.dumps({"step": self.step, "sha256": sums}), encoding="utf-8")
+            shutil.rmtree(path, ignore_errors=True)  # a damaged one that was passed over
             part.replace(path)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
