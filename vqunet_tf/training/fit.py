@@ -101,14 +101,14 @@ def _given_classifier(config: Config, images: np.ndarray, say: Say) -> keras.Mod
     """The user's own classifier, checked against the data before anything is written."""
     settings = config.classifier
     classifier = runs.load_model(str(settings.path))
+    shape, classes = config.data.image_shape, len(config.data.class_names)
+    classifiers.check(classifier, shape, classes, images, str(settings.path), settings.from_probabilities)
     if settings.from_probabilities:
-        classifier = classifiers.with_logits(classifier, config.data.image_shape)
+        classifier = classifiers.with_logits(classifier, shape)
         say(
             "warning: the logarithms of the classifier's probabilities stand for its logits; where a probability rounds "
             "to 1 its gradient is gone: give a classifier without the last softmax to be attacked honestly"
         )
-    shape, classes = config.data.image_shape, len(config.data.class_names)
-    classifiers.check(classifier, shape, classes, images, source=str(settings.path))
     classifiers.with_features(classifier, shape, settings.feature_layer)
     return classifier
 
