@@ -16,7 +16,7 @@ def main(name: str, step: int, flags: list[str]) -> None:
     usual = checkpoints.Checkpoints.on_train_batch_end
 
     def hit(self, batch, logs=None):
-        if self.stage == "purifier" and self.offset + batch + 1 == step:
+        if self.stage == "purifier" and self.batches.steps_after(batch) == step:
             os.kill(os.getpid(), signal.Signals[name])
         usual(self, batch, logs)
 

@@ -50,6 +50,8 @@ def _settings(values: flags.FlagValues) -> Config:
         config = _read(Path(values.config))
         if values.preset:
             raise UserError("expected --preset or --config, got both")
+        # Filled in from the data again: those of another data set would refuse to go on with this run.
+        config = config.replace({"data.image_shape": (), "data.class_names": ()})
         config = config.replace({"data.dataset": values.dataset} if values.dataset else {})
     elif values.dataset:
         config = recipes.preset(values.preset, values.dataset, values.objective or "gray_box")
@@ -62,9 +64,9 @@ def _settings(values: flags.FlagValues) -> Config:
 def _read(path: Path) -> Config:
     try:
         return Config.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--config {path} cannot be read ({error.strerror}): expected a run folder's config.json"
+            f"--config {path} cannot be read ({getattr(error, 'strerror', 'it is no text')}): expected a run folder's config.json"
         ) from None
 
 

@@ -217,6 +217,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "pgd_steps", "num_examples", "batch_size")
+        if not self.epsilons:
+            raise UserError("configuration evaluation.epsilons: expected at least one radius such as 0.1, got none")
 
 
 @dataclass(frozen=True)

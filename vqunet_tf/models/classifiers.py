@@ -229,8 +229,9 @@ def check(
     num_classes: int,
     images: np.ndarray,
     source: str = "the classifier",
+    probabilities: bool = False,
 ) -> None:
-    """Raises a `UserError` unless a classifier fits the data and gives logits.
+    """Raises a `UserError` unless a classifier fits the data and gives logits (or `probabilities`).
 
     Args:
         image_shape: (H, W, C) of the data. num_classes: K of the data.
@@ -254,7 +255,10 @@ def check(
         raise UserError(
             f"{source} gives outputs of shape {logits.shape[1:]}, the data has {num_classes} classes: expected logits [B, {num_classes}]"
         )
-    if logits.min() >= 0.0 and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
+    found = logits.min() >= 0.0 and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3)
+    if probabilities and not found:
+        raise UserError(f"{source} gives no probabilities: leave --from_probabilities out for one that gives logits")
+    if found and not probabilities:
         raise UserError(f"{source} gives probabilities: expected logits, remove its last softmax and save it again")
 
 

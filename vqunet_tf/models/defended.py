@@ -20,7 +20,7 @@ class DefendedClassifier(keras.Model):
     """
 
     def __init__(self, purifier: keras.layers.Layer, classifier: keras.Model, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(**{"autocast": False, **kwargs})  # the purifier takes float32 whatever the policy
         for name, part in {"purifier": purifier, "classifier": classifier}.items():
             if not isinstance(part, keras.layers.Layer):
                 raise ValueError(f"Expected {name} to be a Keras model. Received: {type(part).__name__}")

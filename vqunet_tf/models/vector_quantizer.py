@@ -163,7 +163,7 @@ class VectorQuantizer(keras.layers.Layer):
         return float(quantize.perplexity(ops.convert_to_tensor(self.hits)))
 
     def reset_usage(self) -> None:
-        self.hits.assign(ops.zeros_like(self.hits))
+        self.hits.assign(ops.zeros(self.hits.shape))
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         self._check_width(inputs.shape)

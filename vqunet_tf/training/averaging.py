@@ -18,7 +18,7 @@ class Averages(keras.callbacks.Callback):
 
     Args:
         model: whose weights; trained inside a larger model.
-        span: training steps an average reaches back, about.
+        span: calls of the backend (of `steps_per_execution` training steps each) an average reaches back, about.
     """
 
     def __init__(self, model: keras.Model, span: float):

@@ -37,6 +37,10 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return self.per_epoch - self.first
 
+    def steps_after(self, batch: int) -> int:
+        """Steps of the stage done after this batch of a `fit`; Keras counts a last call that is cut short as a whole one."""
+        return self.epoch * self.per_epoch + self.first + min(batch + 1, len(self))
+
     def __getitem__(self, index: int) -> Any:
         place = self.first + index
         chosen = self.order[place * self.batch_size : (place + 1) * self.batch_size]

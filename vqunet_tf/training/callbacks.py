@@ -48,18 +48,20 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         del logs
-        self.last = -1
+        self.done, self.shown = epoch * self.batches.per_epoch + self.batches.first, 0
         self.postfix = {"epoch": f"{epoch + 1}/{self.epochs}"}
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch % 10 == 0:
+        done = self.batches.steps_after(batch)
+        if done >= self.shown:
+            self.shown = done + 10
             self.postfix |= {name: f"{float(value):.4f}" for name, value in (logs or {}).items()}
-            if self.purifier is not None and batch % 50 == 0 and self.purifier.quantizers:
+            if self.purifier is not None and self.purifier.quantizers:
                 used = [f"{quantizer.usage():.0%}" for quantizer in self.purifier.quantizers]
                 self.postfix["codes"] = "/".join(used)
             self.bar.set_postfix(self.postfix, refresh=False)
-        self.bar.update(self.batches.batch_size * (batch - self.last))
-        self.last = batch
+        self.bar.update(self.batches.batch_size * (done - self.done))
+        self.done = done
 
     def close(self) -> None:
         self.bar.close()
@@ -79,7 +81,7 @@ class StopOnNaN(keras.callbacks.Callback):
         parts = {name: float(value) for name, value in logs.items()}
         bad = [name for name, value in parts.items() if not math.isfinite(value)]
         named = [name for name in bad if name != "loss"] or bad
-        step = self.batches.epoch * self.batches.per_epoch + self.batches.first + batch + 1
+        step = self.batches.steps_after(batch)
         raise UserError(
             f"training diverged: {', '.join(named)} is {parts[named[0]]} at step {step}, epoch {self.batches.epoch + 1}; "
             "the last checkpoint is kept, lower the learning rate with --set in another --run_dir"

@@ -56,7 +56,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.folder, self.stage, self.batches, self.keepers = folder, stage, batches, keepers
         self.seconds, self.stop, self.writes = seconds, stop, writes
         self.saved = time.monotonic()
-        self.step = self.offset = 0
+        self.step = 0
 
     def restore(self, model: keras.Model, say: Callable[[str], Any]) -> int:
         """Loads the newest whole checkpoint into a compiled model, if there is one; returns its step, else 0.
@@ -79,13 +79,9 @@ class Checkpoints(keras.callbacks.Callback):
             f"no checkpoint of {self.stage} in {self.folder} can be read: delete {self.stage}.* there to train this stage anew"
         )
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        del logs
-        self.offset = epoch * self.batches.per_epoch + self.batches.first
-
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         del logs
-        self.step = self.offset + batch + 1
+        self.step = self.batches.steps_after(batch)
         if self.step % self.batches.per_epoch == 0:
             return  # on_epoch_end saves, after the epoch has been scored
         reason = self.stop()
@@ -105,7 +101,7 @@ class Checkpoints(keras.callbacks.Callback):
         """Writes the checkpoint of this step; a weight that is not finite or a full disk raises a `UserError`."""
         self.saved = time.monotonic()
         path = self.folder / f"{self.stage}.{self.step}"
-        if not self.writes or path.exists():
+        if not self.writes:
             return
         for weight in self.model.weights:
             if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
@@ -122,6 +118,7 @@ class Checkpoints(keras.callbacks.Callback):
                 np.savez(part / f"{name}.npz", **keeper.state())  # type: ignore[arg-type]
             sums = {file.name: _sha256(file) for file in part.iterdir()}
             (part / "checkpoint.json").write_text(json.dumps({"step": self.step, "sha256": sums}), encoding="utf-8")
+            shutil.rmtree(path, ignore_errors=True)  # a damaged one that was passed over
             part.replace(path)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)

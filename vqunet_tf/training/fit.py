@@ -84,6 +84,13 @@ def _refuse_impossible(config: Config) -> None:
     choice("objective", training.objective, OBJECTIVES)
     choice("precision", training.precision, PRECISIONS)
     choice("configuration training.gradient", training.gradient, GRADIENTS)
+    replicas = devices.replicas(training.strategy)
+    for name in ("accumulate", "steps_per_execution"):
+        if replicas > 1 and getattr(training, name) > 1:
+            raise UserError(
+                f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
+                f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
+            )
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
@@ -94,14 +101,14 @@ def _given_classifier(config: Config, images: np.ndarray, say: Say) -> keras.Mod
     """The user's own classifier, checked against the data before anything is written."""
     settings = config.classifier
     classifier = runs.load_model(str(settings.path))
+    shape, classes = config.data.image_shape, len(config.data.class_names)
+    classifiers.check(classifier, shape, classes, images, str(settings.path), settings.from_probabilities)
     if settings.from_probabilities:
-        classifier = classifiers.with_logits(classifier, config.data.image_shape)
+        classifier = classifiers.with_logits(classifier, shape)
         say(
             "warning: the logarithms of the classifier's probabilities stand for its logits; where a probability rounds "
             "to 1 its gradient is gone: give a classifier without the last softmax to be attacked honestly"
         )
-    shape, classes = config.data.image_shape, len(config.data.class_names)
-    classifiers.check(classifier, shape, classes, images, source=str(settings.path))
     classifiers.with_features(classifier, shape, settings.feature_layer)
     return classifier
 
@@ -113,8 +120,10 @@ def _given_start(config: Config) -> VQUNet:
     if not isinstance(purifier, VQUNet):
         raise UserError(f"training.start {config.training.start}: expected a VQUNet, got a {type(purifier).__name__}")
     wanted = VQUNet(**expected).get_config()
-    for name, found in purifier.get_config().items():
-        if name in wanted and name not in ("name", "commitment_cost", "decay") and wanted[name] != found:
+    found_there = purifier.get_config()
+    for name in expected:
+        found = found_there[name]
+        if name not in ("commitment_cost", "decay") and wanted[name] != found:
             raise UserError(
                 f"training.start {config.training.start}: its {name} is {found!r}, the configuration has {wanted[name]!r}: "
                 f"give --set=purifier.{name}=... as it is there"
@@ -219,7 +228,9 @@ class _Stages:
         _save(purifier, self.run.purifier)
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
-        return Averages(model, self.config.training.average * batches.per_epoch * epochs)
+        training = self.config.training
+        seen_at_once = min(training.steps_per_execution, batches.per_epoch)  # callbacks come after that many steps
+        return Averages(model, training.average * batches.per_epoch * epochs / seen_at_once)
 
     def _guide(self, classifier: keras.Model) -> keras.Model:
         return classifiers.with_features(classifier, self.config.data.image_shape, self.config.classifier.feature_layer)

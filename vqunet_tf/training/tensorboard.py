@@ -38,7 +38,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(folder))
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        step = self._step(batch)
+        step = self.batches.steps_after(batch)
         if step % _EVERY == 0:
             rate = float(ops.convert_to_numpy(self.model.optimizer.learning_rate))
             self._scalars(
@@ -52,9 +52,6 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self.writer.flush()
-
-    def _step(self, batch: int) -> int:
-        return self.batches.epoch * self.batches.per_epoch + self.batches.first + batch + 1
 
     def _scalars(self, values: dict[str, float], step: int) -> None:
         with self.writer.as_default():
@@ -74,7 +71,7 @@ class PurifierBoard(TensorBoard):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_end(batch, logs)
-        step = self._step(batch)
+        step = self.batches.steps_after(batch)
         if step % _EVERY == 0:
             for level, book in enumerate(self.purifier.quantizers):
                 self._scalars(
