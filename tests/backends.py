@@ -14,8 +14,27 @@ import vqunet_tf
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig, TrainingConfig
 from vqunet_tf.models import classifiers
-from vqunet_tf.training import adversaries
+from vqunet_tf.recipes import preset
+from vqunet_tf.runs import RunFolder
+from vqunet_tf.training import adversaries, fit
 from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
+
+
+def train_a_run(folder):
+    """A run through `fit` with all its callbacks, from models that every backend shares, on images without attacks."""
+    settings = {
+        "classifier.path": str(folder / "classifier.keras"),
+        "training.start": str(folder / "start.keras"),
+        "data.limit": 96,
+        "training.batch_size": 32,
+        "training.epochs": 3,
+        "training.adversarial": 0.0,
+        "training.average": 0.5,
+        "training.feature_weight": 0.5,
+        "attack.max_steps": 1,
+    }
+    config = preset("smoke", "digits").replace(settings)
+    fit.train(config, RunFolder(folder / f"run_{keras.backend.backend()}"), say=print)
 
 
 def steps(objective, inputs):
@@ -50,6 +69,7 @@ def main(folder: Path) -> None:
         "epsilon": np.full((16, 1, 1, 1), 0.1, "float32"),
     }
     results["losses adaptive"] = steps(objective, inputs)
+    train_a_run(folder)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)
     np.savez(folder / f"{keras.backend.backend()}.npz", **results)

@@ -1,5 +1,6 @@
 """TensorFlow, JAX and PyTorch: one saved model, equal outputs, equal training steps. A process per backend."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 
 from vqunet_tf import DefendedClassifier, VQUNet
 from vqunet_tf.models import classifiers
+from vqunet_tf.recipes import preset
 
 SCRIPT = str(Path(__file__).with_name("backends.py"))
+LOSSES = ("loss", "pixel", "guidance", "feature", "codebook")
 INSTALLED = [name for name in ("jax", "torch") if importlib.util.find_spec(name)]
 
 
@@ -25,11 +28,24 @@ def found(tmp_path_factory):
     purifier.graph(images, training=True)  # codes where a first batch puts them
     classifier = classifiers.build("residual", (16, 16, 3), 4, (4, 8), 1)
     DefendedClassifier(purifier, classifier).save(folder / "defended.keras")
+    digits, start = (
+        np.random.default_rng(2).random((64, 32, 32, 1), dtype="float32"),
+        preset("smoke", "digits").purifier,
+    )
+    start = VQUNet(**dataclasses.asdict(start), channels=1)
+    start.graph(digits, training=True)
+    start.save(folder / "start.keras")
+    classifiers.build("residual", (32, 32, 1), 10, (4, 8), 1).save(folder / "classifier.keras")
     for name in ("tensorflow", *INSTALLED):
         subprocess.run(
             [sys.executable, SCRIPT, str(folder)], check=True, env={**os.environ, "KERAS_BACKEND": name}, timeout=300
         )
-    return {name: np.load(folder / f"{name}.npz") for name in ("tensorflow", *INSTALLED)}
+    results = {name: dict(np.load(folder / f"{name}.npz")) for name in ("tensorflow", *INSTALLED)}
+    for name, found in results.items():
+        rows = [line.split(",") for line in (folder / f"run_{name}" / "metrics.csv").read_text().splitlines()[1:]]
+        found["losses of a run"] = np.array([float(row[3]) for row in rows if row[2] in LOSSES])
+        assert len(found["losses of a run"]) == 3 * len(LOSSES) and (folder / f"run_{name}" / "purifier.keras").exists()
+    return results
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
@@ -37,8 +53,8 @@ def test_backends_agree(backend, found):
     if backend not in INSTALLED:
         pytest.skip(f"{backend} is not installed")
     ours, theirs = found["tensorflow"], found[backend]
-    assert set(ours.files) == set(theirs.files)
-    for name in ours.files:
+    assert set(ours) == set(theirs)
+    for name in ours:
         tolerance = 1e-3 if name.startswith(("trained", "losses")) else 1e-4
         if name == "adversaries":  # a step is a sign: where the gradient is all but zero, rounding decides it
             assert np.mean(np.abs(ours[name] - theirs[name]) > tolerance) < 0.01

@@ -16,6 +16,7 @@ from test_runs import losses_of, silent, tiny
 from vqunet_tf.errors import Interrupted, UserError, guard
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import averaging, checkpoints, fit, selection
+from vqunet_tf.training.batches import Batches
 from vqunet_tf.training.interruption import Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,8 +42,13 @@ def stop_after(monkeypatch, calls):
 def whole(tmp_path_factory):
     """A run that nobody interrupted: 2 epochs of 2 steps."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "whole")
-    fit.train(tiny(), run, say=silent)
+    fit.train(small(), run, say=silent)
     return run
+
+
+def small(**changes):
+    """A classifier with dropout, and averages over half of the steps: both must survive."""
+    return tiny(**{"classifier.name": "defense_gan_d", "training.average": 0.5, **changes})
 
 
 # 64 images: the classifier takes 1 step, crafting 1 batch, the purifier 2 + 2 steps.
@@ -51,25 +57,25 @@ def test_a_stopped_run_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch)
     run = RunFolder(tmp_path / "run")
     stop_after(monkeypatch, calls)
     with pytest.raises(Interrupted, match="SIGTERM"):
-        fit.train(tiny(), run, say=silent)
+        fit.train(small(), run, say=silent)
     assert not run.purifier.exists()
     monkeypatch.undo()
-    fit.train(tiny(), run, say=silent)
+    fit.train(small(), run, say=silent)
     assert_same_weights(whole.load_classifier(), run.load_classifier())
     assert_same_weights(whole.load_purifier(), run.load_purifier())
     assert not run.checkpoints.exists()
     assert set(losses_of(run)) == set(losses_of(whole))
     said = []
-    fit.train(tiny(), run, say=said.append)
+    fit.train(small(), run, say=said.append)
     assert said == [f"nothing to do: {run.path} holds a finished run"]
     with pytest.raises(UserError, match="another configuration.*training.epochs is 2 there, 3 here"):
-        fit.train(tiny(**{"training.epochs": 3}), run, say=silent)
+        fit.train(small(**{"training.epochs": 3}), run, say=silent)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "all"])
 def test_a_damaged_checkpoint_is_passed_over(damage, whole, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
-    config = tiny(**{"training.checkpoint_seconds": 0.0})
+    config = small(**{"training.checkpoint_seconds": 0.0})
     stop_after(monkeypatch, 5)
     with pytest.raises(Interrupted):
         fit.train(config, run, say=silent)
@@ -137,6 +143,36 @@ def test_a_run_killed_at_three_points_ends_like_one_that_was_not(tmp_path):
     assert_same_weights(expected.load_purifier(), killed.load_purifier())
 
 
+def test_calls_of_several_steps_stop_and_go_on_where_they_were(tmp_path, monkeypatch):
+    """Two steps a call, three steps an epoch: the last call of an epoch is cut short."""
+    changes = {"data.limit": 96, "training.steps_per_execution": 2, "training.epochs": 3}
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    fit.train(small(**changes), whole, say=silent)
+    stop_after(monkeypatch, 6)  # once for the classifier, for 2 batches of crafting, for 2 calls of an epoch, then here
+    with pytest.raises(Interrupted):
+        fit.train(small(**changes), run, say=silent)
+    monkeypatch.undo()
+    left = sorted(path.name for path in run.checkpoints.glob("purifier.*"))
+    assert left == ["purifier.3", "purifier.5"]
+    fit.train(small(**changes), run, say=silent)
+    assert_same_weights(whole.load_purifier(), run.load_purifier())
+    assert float(run.load_purifier().quantizers[0].steps.numpy()) == float(
+        whole.load_purifier().quantizers[0].steps.numpy()
+    )
+
+
+def test_other_batches_than_those_of_the_checkpoint_are_refused(tmp_path, monkeypatch):
+    """As on 3 replicas, where 32 images become 30 and a step means something else."""
+    run = RunFolder(tmp_path / "run")
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        fit.train(small(), run, say=silent)
+    monkeypatch.undo()
+    monkeypatch.setattr(fit.devices, "replicas", lambda name: 3)
+    with pytest.raises(UserError, match="counts steps of 32 images, these devices take 30"):
+        fit.train(small(), run, say=silent)
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     config = tiny(**{"training.checkpoint_seconds": 0.0})
@@ -144,7 +180,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monke
 
     def savez(path, **arrays):
         saved.append(path)
-        if len(saved) > 4:  # the classifier's, then two of the purifier's two files each
+        if len(saved) > 6:  # the classifier's two files, three of the purifier's first checkpoint, one of its second
             Path(path).write_bytes(b"half a file")
             raise OSError(28, "No space left on device")
         real(path, **arrays)
@@ -162,7 +198,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monke
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(optimizer="sgd", loss="mse")
-    saver = checkpoints.Checkpoints(tmp_path, "purifier", None, {})
+    batches = Batches(size=4, batch_size=2, seed=0)
+    saver = checkpoints.Checkpoints(tmp_path, "purifier", batches, {})
     saver.set_model(model)
     saver.step = 1
     saver.save()

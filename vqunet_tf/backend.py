@@ -63,6 +63,11 @@ def argmax(scores: Any) -> Any:
     return keras.ops.cast(keras.ops.argmax(scores, axis=-1), "int32")
 
 
+def is_tensorflow() -> bool:
+    """Whether TensorFlow runs the models, so that other things of it may be used beside them."""
+    return keras.backend.backend() == "tensorflow"
+
+
 def jit_in_inference() -> bool:
     """Whether to compile inference with the backend's own compiler.
 

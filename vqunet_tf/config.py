@@ -181,7 +181,7 @@ class AttackConfig:
     """Perturbations the purifier trains on: crafted against the classifier, each with random radius.
 
     epsilon: largest radius, on the [0,1] scale (linf).
-    radius_power: a radius is epsilon u^radius_power, u uniform: above 1 small ones come more often.
+    radius_power: a radius is epsilon u^radius_power, u uniform (from 0.2 to 1, for noise from 0): above 1 more small ones.
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
     leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated.
@@ -199,6 +199,8 @@ class AttackConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "copies", "max_steps", "batch_size")
         _at_least(self, 0, "epsilon", "radius_power", "refresh")
+        if self.max_steps == 1 and "single_step" in self.leave_out:
+            raise UserError("configuration attack.max_steps: expected at least 2 where single_step is left out, got 1")
         for name in self.leave_out:
             choice("family of training adversaries", name, FAMILIES)
         for kinds in (FAMILIES[:3], FAMILIES[3:]):

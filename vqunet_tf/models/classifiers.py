@@ -143,8 +143,8 @@ def whiten(classifier: keras.Model, images: np.ndarray) -> None:
 def with_features(classifier: keras.Model, image_shape: Sequence[int], layer: str | None = None) -> keras.Model:
     """The classifier with two outputs: `logits` [B, K] and `features` [B, F], both of them guidance for a purifier.
 
-    Features are what goes into the last dense layer, or what comes out of the layer named. A classifier that is not
-    made of connected Keras layers has none: its logits stand for them.
+    Features are what goes into the last dense layer, or what comes out of the layer named. Where that cannot be reached (a
+    subclassed model, or a model inside another one, as `with_logits` makes it) the logits stand for them.
 
     Args:
         image_shape: (H, W, C). layer: the name of one of its layers.
@@ -157,17 +157,20 @@ def with_features(classifier: keras.Model, image_shape: Sequence[int], layer: st
     inputs = getattr(classifier, "inputs", None)  # one tensor, not a list: Keras warns at every call otherwise
     images = inputs[0] if inputs else keras.Input(tuple(image_shape), name="images")
     logits = classifier.outputs[0] if getattr(classifier, "outputs", None) else classifier(images)
-    features = logits
+
+    def both(features: Any) -> keras.Model:
+        flat = layers.Flatten(name="vqunet_features", dtype="float32")(features)
+        return keras.Model(images, {"logits": logits, "features": flat}, name="with_features")
+
     for found in reversed(classifier.layers):
         if found.name == layer or (layer is None and isinstance(found, layers.Dense)):
             try:
-                features = found.input if layer is None else found.output
-            except (AttributeError, ValueError):  # a part of a subclassed model, or a layer used twice
+                return both(found.input if layer is None else found.output)
+            except (AttributeError, ValueError):  # part of a subclassed model, or of another graph
                 if layer is not None:
                     raise UserError(f"classifier.feature_layer {layer!r} is not connected in the classifier") from None
-            break
-    flat = layers.Flatten(name="flat_features", dtype="float32")(features)
-    return keras.Model(images, {"logits": logits, "features": flat}, name="with_features")
+                break
+    return both(logits)
 
 
 def with_logits(classifier: keras.Model, image_shape: Sequence[int]) -> keras.Model:

@@ -66,10 +66,11 @@ class Checkpoints(keras.callbacks.Callback):
         found = self._found()
         if not found:
             return 0
-        model.optimizer.build(model.trainable_variables)
         for path in reversed(found):
             try:
                 self._load(path, model)
+            except UserError:
+                raise
             except Exception as error:  # h5py, JSON, NumPy and Keras each raise their own
                 say(f"warning: the checkpoint {path} cannot be read ({error}): going on from the one before")
             else:
@@ -114,10 +115,11 @@ class Checkpoints(keras.callbacks.Callback):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             self.model.save_weights(part / "model.weights.h5")
-            for name, keeper in self.keepers.items():
+            for name, keeper in {**self.keepers, "others": _Others(self.model)}.items():
                 np.savez(part / f"{name}.npz", **keeper.state())  # type: ignore[arg-type]
             sums = {file.name: _sha256(file) for file in part.iterdir()}
-            (part / "checkpoint.json").write_text(json.dumps({"step": self.step, "sha256": sums}), encoding="utf-8")
+            known = {"images_a_step": self.batches.batch_size, "sha256": sums}
+            (part / "checkpoint.json").write_text(json.dumps(known), encoding="utf-8")
             shutil.rmtree(path, ignore_errors=True)  # a damaged one that was passed over
             part.replace(path)
         except OSError as error:
@@ -130,12 +132,17 @@ class Checkpoints(keras.callbacks.Callback):
             shutil.rmtree(old)
 
     def _load(self, path: Path, model: keras.Model) -> None:
-        sums = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["sha256"]
-        for name, expected in sums.items():
+        known = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if known["images_a_step"] != self.batches.batch_size:
+            raise UserError(
+                f"{path} counts steps of {known['images_a_step']} images, these devices take {self.batches.batch_size}: "
+                "go on with a number of replicas that the batch can be shared out to as before"
+            )
+        for name, expected in known["sha256"].items():
             if _sha256(path / name) != expected:
                 raise ValueError(f"{name} is damaged")
         model.load_weights(path / "model.weights.h5")
-        for name, keeper in self.keepers.items():
+        for name, keeper in {**self.keepers, "others": _Others(model)}.items():
             with np.load(path / f"{name}.npz") as file:
                 keeper.restore(dict(file))
 
@@ -143,6 +150,21 @@ class Checkpoints(keras.callbacks.Callback):
         """Whole checkpoints of this stage, oldest first."""
         paths = [path for path in self.folder.glob(f"{self.stage}.*") if path.suffix[1:].isdecimal()]
         return sorted(paths, key=lambda path: int(path.suffix[1:]))
+
+
+class _Others:
+    """The variables of a model that Keras does not save with its weights, such as the random state of a dropout."""
+
+    def __init__(self, model: keras.Model):
+        saved = {id(weight) for weight in model.weights}
+        self.variables = [variable for variable in model.variables if id(variable) not in saved]
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {str(i): keras.ops.convert_to_numpy(variable) for i, variable in enumerate(self.variables)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        for i, variable in enumerate(self.variables):
+            variable.assign(state[str(i)])
 
 
 def remove(folder: Path) -> None:

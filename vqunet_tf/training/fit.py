@@ -53,6 +53,7 @@ def _train(config: Config, run: RunFolder, say: Say) -> None:
         run.create(config)  # refuses another configuration before any data are read
         if run.classifier.exists() and run.purifier.exists():
             say(f"nothing to do: {run.path} holds a finished run")
+            _clean_up(run)
             return
 
     split, held_out = data.load(config.data, "train"), data.load(config.data, "validation")
@@ -60,6 +61,8 @@ def _train(config: Config, run: RunFolder, say: Say) -> None:
     given = None
     if config.classifier.path and not run.classifier.exists():
         given = _given_classifier(config, held_out.images[:64], say)
+    elif not config.classifier.path and not run.classifier.exists():
+        _refuse_classifier(config)
     start = _given_start(config) if config.training.start and not run.purifier.exists() else None
     with workers.chief_first():
         workers.appears(run.config)
@@ -74,6 +77,11 @@ def _train(config: Config, run: RunFolder, say: Say) -> None:
     finally:
         keras.config.set_dtype_policy(policy)
     workers.wait()
+    _clean_up(run)
+
+
+def _clean_up(run: RunFolder) -> None:
+    """Removes what a finished run does not need."""
     if devices.is_chief():
         checkpoints.remove(run.checkpoints)
 
@@ -83,7 +91,8 @@ def _refuse_impossible(config: Config) -> None:
     training = config.training
     choice("objective", training.objective, OBJECTIVES)
     choice("precision", training.precision, PRECISIONS)
-    choice("configuration training.gradient", training.gradient, GRADIENTS)
+    # Not the identity: it lets vectors through unquantized, and nothing would learn to live with the codes.
+    choice("configuration training.gradient", training.gradient, [name for name in GRADIENTS if name != "identity"])
     replicas = devices.replicas(training.strategy)
     for name in ("accumulate", "steps_per_execution"):
         if replicas > 1 and getattr(training, name) > 1:
@@ -95,6 +104,13 @@ def _refuse_impossible(config: Config) -> None:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
         raise UserError(f"configuration purifier: {error}") from None
+
+
+def _refuse_classifier(config: Config) -> None:
+    """Raises a `UserError` for a classifier that cannot be made for these images, or has no such feature layer."""
+    settings, shape = config.classifier, config.data.image_shape
+    model = classifiers.build(settings.name, shape, len(config.data.class_names), settings.widths, settings.blocks)
+    classifiers.with_features(model, shape, settings.feature_layer)
 
 
 def _given_classifier(config: Config, images: np.ndarray, say: Say) -> keras.Model:
@@ -178,7 +194,8 @@ class _Stages:
             averages = self._averages(model, batches, settings.epochs)
             boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
         with devices.normalised_together(model, training.strategy):
-            loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
+            stop = workers.agreed(self.stop)
+            loop.run(stage, training, self.run, averages, after=boards, stop=stop, say=self.say)
         _save(model, self.run.classifier)
 
     def _train_purifier(self, start: VQUNet | None) -> None:
@@ -223,7 +240,7 @@ class _Stages:
                 grid = self.held_out.images[:_GRID]
                 boards = [tensorboard.PurifierBoard(self.run.tensorboard / stage.name, batches, purifier, grid)]
         stop = workers.agreed(self.stop)
-        loop.run(stage, training, self.run, averages, chosen, prepare, boards, stop, self.say)
+        loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
         purifier.set_gradient("straight_through")
         _save(purifier, self.run.purifier)
 

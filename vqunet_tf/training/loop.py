@@ -43,10 +43,11 @@ def run(
     folder: RunFolder,
     averages: Averages,
     selection: Selection | None = None,
+    *,
     before: Sequence[keras.callbacks.Callback] = (),
     after: Sequence[keras.callbacks.Callback] = (),
     stop: Callable[[], Any] = lambda: None,
-    say: Callable[[str], Any] = print,
+    say: Callable[[str], Any],
 ) -> None:
     """Trains a stage to its end and leaves the weights that are to be kept in `stage.trained`.
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from vqunet_tf import pixels
+from vqunet_tf import backend, pixels
 from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.training.batches import Batches
 
@@ -18,8 +18,8 @@ _EVERY = 50  # steps between two points of a curve
 
 
 def available() -> bool:
-    """Whether event files can be written; training with another backend does without TensorFlow."""
-    return all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard"))
+    """Whether event files can be written: TensorFlow beside another backend would take a GPU's memory from it."""
+    return backend.is_tensorflow() and importlib.util.find_spec("tensorboard") is not None
 
 
 class TensorBoard(keras.callbacks.Callback):
