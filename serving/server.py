@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import errno
 import math
+import queue
 import signal
 import socket
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from pathlib import Path
@@ -256,13 +256,14 @@ def _refuse(host: str, port: int, reason: str) -> NoReturn:
 
 
 def main(values: flags.FlagValues) -> None:
-    stop = threading.Event()
+    # An Event may not be set from a handler: where the signal comes as the main thread begins to wait, both hang.
+    stop: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: stop.put(None))
     model = ServedModel(values.model_name, values.model_base_path)
     server, port = start(model, values.host, values.port)
     print(f"serving {model.name} version {model.version} at {values.host}:{port}", flush=True)
-    stop.wait()
+    stop.get()
     server.stop(GRACE_SECONDS).wait()
 
 

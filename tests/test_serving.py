@@ -498,7 +498,7 @@ def test_process_is_quiet_and_stops_on_sigterm(base_path):
             with client.Client(ready.split()[-1], "tiny") as asking:
                 assert asking.predict(random_images(2))["label"].shape == (2,)
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         finally:
             process.kill()
     assert (process.returncode, out, err) == (0, "", "")
