@@ -24,7 +24,8 @@ _PRESETS: dict[str, Config] = {
         data=DataConfig(dataset="digits"),
         classifier=ClassifierConfig(epochs=15, batch_size=64, max_shift=2),
         purifier=PurifierConfig(widths=(24, 48, 64), num_embeddings=(128,)),
-        training=TrainingConfig(epochs=24, batch_size=64),
+        # 140 validation images tell no epochs apart.
+        training=TrainingConfig(epochs=24, batch_size=64, selection="last"),
         attack=AttackConfig(epsilon=0.25, copies=4),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.2), num_examples=400),
     ),
@@ -82,6 +83,7 @@ _ADAPTIVE: dict[str, Any] = {
     "training.guidance_weight": 1.0,
     "training.pixel_weight": 1.0,
     "training.feature_weight": 0.0,
+    "training.selection": "best",
     "training.selection_steps": 10,
 }
 # Each as its gray-box preset but for these; a starting point, not measured beyond digits.

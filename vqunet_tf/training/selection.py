@@ -18,7 +18,7 @@ _BATCH = 250  # images attacked or classified at a time
 
 
 class Selection(keras.callbacks.Callback):
-    """After each epoch scores the purifier, with its averaged weights, and keeps the best ones.
+    """After each epoch scores the purifier, with its averaged weights, and keeps the best ones, the latest of equals.
 
     Adds `validation_clean`, `validation_untargeted` and `validation_targeted` to the logs: accuracies in [0, 1] of the
     classifier behind the purifier. The score is clean + the worse of the other two.
@@ -53,7 +53,7 @@ class Selection(keras.callbacks.Callback):
                 "validation_targeted": self._accuracy(self.attacked(True)),
             }
             score = found["validation_clean"] + min(found["validation_untargeted"], found["validation_targeted"])
-            if score > self.score:
+            if score >= self.score:  # of equals the later one: it has learned longer
                 weights = [np.array(ops.convert_to_numpy(weight)) for weight in self.defended.purifier.weights]
                 self.score, self.best = score, weights
         if logs is not None:
