@@ -112,6 +112,7 @@ class TrainingConfig:
     max_shift, flip: augmentation of the purifier's images, in pixels and as a yes or no.
     clean, noisy, adversarial: relative shares of the inputs that are left alone, given random
         noise, or replaced by an adversarial image (gray_box).
+    muon: the purifier's inner convolutions take Muon's step, at this multiple of the learning rate; 0 is AdamW for all.
     pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
     start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective.
     attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
@@ -132,6 +133,7 @@ class TrainingConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    muon: float = 0.0
     warmup: float = 0.1
     max_shift: int = 0
     flip: bool = False
@@ -164,7 +166,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")
-        _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup")
+        _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup", "muon")
         _at_least(self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades")
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
         choice("configuration training.selection", self.selection, SELECTIONS)

@@ -232,6 +232,7 @@ class _Stages:
                 learning_rate=training.learning_rate,
                 weight_decay=training.weight_decay,
                 warmup=training.warmup,
+                muon=training.muon,
             )
             averages = self._averages(purifier, batches, training.epochs)
             chosen = self._selection(averages, purifier, classifier, guide) if training.selection == "best" else None

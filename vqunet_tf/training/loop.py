@@ -11,7 +11,7 @@ import keras
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import callbacks, devices, workers
+from vqunet_tf.training import callbacks, devices, optimizers, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import Batches
 from vqunet_tf.training.checkpoints import Checkpoints, Keeper
@@ -25,6 +25,7 @@ class Stage:
 
     name: `classifier` or `purifier`.
     trained: the model inside the objective that learns.
+    muon: as in `optimizers.build`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     learning_rate: float
     weight_decay: float
     warmup: float
+    muon: float = 0.0
 
 
 def run(
@@ -63,12 +65,8 @@ def run(
     shares = f"{replicas} replicas ({size // replicas} each)" if replicas > 1 else "1 replica"
     say(f"{stage.name}: {size} images a step on {shares}, learning rate up to {stage.learning_rate:g}")
     with devices.scope(settings.strategy):
-        optimizer = keras.optimizers.AdamW(
-            OneCycle(stage.learning_rate, steps, stage.warmup, settings.accumulate),
-            weight_decay=stage.weight_decay,
-            gradient_accumulation_steps=settings.accumulate if settings.accumulate > 1 else None,
-        )
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        schedule = OneCycle(stage.learning_rate * (stage.muon or 1.0), steps, stage.warmup, settings.accumulate)
+        optimizer = optimizers.build(schedule, stage.weight_decay, stage.muon, settings.accumulate)
         objective.compile(
             optimizer=optimizer,
             jit_compile=settings.jit_compile,
