@@ -47,8 +47,8 @@ def whole(tmp_path_factory):
 
 
 def small(**changes):
-    """A classifier with dropout, and averages over half of the steps: both must survive."""
-    return tiny(**{"classifier.name": "defense_gan_d", "training.average": 0.5, **changes})
+    """A classifier with dropout, averages over half of the steps, momentum of Muon: all must survive."""
+    return tiny(**{"classifier.name": "defense_gan_d", "training.average": 0.5, "training.muon": 2.0, **changes})
 
 
 # 64 images: the classifier takes 1 step, crafting 1 batch, the purifier 2 + 2 steps.

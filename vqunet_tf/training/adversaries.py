@@ -26,10 +26,11 @@ def craft(
 ) -> np.ndarray:
     """An adversarial version of every image, by a family of iterated linf attacks that never sees a label.
 
-    Each image draws its radius (epsilon u^radius_power, u uniform from a fifth to 1) and its aim: `targeted` (towards a random class
-    other than the predicted one), `untargeted` (away from the predicted class) or `features` (far from the clean
-    features, in any direction). Each batch draws the number of steps (`single_step` for a third, `iterated` with 2 to
-    `max_steps` for the others) and the step size, each image whether its start is random. `leave_out` names kinds that
+    Each image draws its radius (epsilon u^radius_power, u uniform from a fifth to 1) and, in the shares `aims`, where it
+    aims: `targeted` (towards a random class other than the predicted one), `untargeted` (away from the predicted class)
+    or `features` (far from the clean features, in any direction). Each batch draws the number of steps (`single_step`
+    for a third, `iterated` with 2 to `max_steps` for the others) and the step size, each image whether its start is
+    random. `leave_out` names kinds that
     are not made. No aim is given the true label: a perturbation made with it carries it, and a purifier learns to read
     it ("label leaking", Kurakin et al. 2017, arXiv 1611.01236). The aim `untargeted` still comes close, where the
     classifier is right; what it does is seen by comparing targeted and untargeted attacks.
@@ -118,7 +119,10 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
     reference = guide(clean)
     size, classes = reference["logits"].shape
     predicted = ops.convert_to_numpy(ops.argmax(reference["logits"], axis=-1))
-    aim = rng.choice([i for i, name in enumerate(_AIMS) if name not in config.leave_out], size=size)
+    shares = np.array(
+        [0.0 if name in config.leave_out else share for name, share in zip(_AIMS, config.aims, strict=True)]
+    )
+    aim = rng.choice(len(_AIMS), size=size, p=shares / shares.sum())
     target = (predicted + rng.integers(1, max(classes, 2), size=size)) % classes
     attract = np.eye(classes, dtype="float32")[target] * (aim == 0)[:, None]
     repel = np.eye(classes, dtype="float32")[predicted] * (aim == 1)[:, None]
