@@ -70,7 +70,9 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run_dir", default="", help="whose classifier and data; without it the released fashion_mnist")
+    parser.add_argument(
+        "--run_dir", default="", help="whose classifier and data; without it the released fashion_mnist"
+    )
     parser.add_argument("--defenses", default=",".join(SETTINGS), help="which to compare")
     parser.add_argument("--num_examples", type=int, default=300, help="validation images")
     parser.add_argument("--epsilon", type=float, default=0.1, help="radius (linf)")

@@ -97,7 +97,7 @@ _PRESETS |= {
 }
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
-ABLATIONS = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "unet": {"quantize": False, "skips": True},
     "vqvae": {"quantize": True, "skips": False},
     "dae": {"quantize": False, "skips": False},

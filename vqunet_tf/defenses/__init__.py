@@ -40,29 +40,34 @@ class Defense:
         return self.purify(images)
 
 
-def _plain(name: str, purify: Purify, differentiable: bool, setting: str) -> Callable[..., Defense]:
-    """What makes a defence that needs neither the purifier nor the folder."""
+Maker = Callable[[keras.Model, RunFolder | None], Defense]
+
+
+def _plain(name: str, purify: Purify, differentiable: bool, setting: str) -> Maker:
+    """A defence that needs neither the purifier nor the folder."""
     return lambda purifier, folder: Defense(name, purify, differentiable, setting)
 
 
-def _vqunet(purifier: keras.Model, folder: RunFolder | None) -> Defense:
-    return Defense("vqunet", functools.partial(purifier, training=False), True, "the purifier")
+def _model(name: str, load: Callable[[keras.Model, RunFolder | None], keras.Model], setting: str) -> Maker:
+    """A trained model as a defence."""
+    return lambda purifier, folder: Defense(
+        name, functools.partial(load(purifier, folder), training=False), True, setting
+    )
 
 
-def _ablation(name: str, purifier: keras.Model, folder: RunFolder | None) -> Defense:
-    model = ablations.load(name, folder)
-    return Defense(name, functools.partial(model, training=False), True, ablations.WORDS[name])
+def _ablation(name: str) -> Maker:
+    return _model(name, lambda purifier, folder: ablations.load(name, folder), ablations.WORDS[name])
 
 
 # What classic defences are set to: see `benchmarks/defenses.py`, which compares the settings of each.
-DEFENSES: dict[str, Callable[[keras.Model, RunFolder | None], Defense]] = {
+DEFENSES: dict[str, Maker] = {
     "none": _plain("none", lambda images: images, True, "no defence"),
-    "vqunet": _vqunet,
+    "vqunet": _model("vqunet", lambda purifier, folder: purifier, "the purifier of the run"),
     "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {classic.QUALITY}"),
     "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"{classic.BITS} bits a channel"),
     "median": _plain("median", classic.median, True, f"median of {classic.WINDOW}x{classic.WINDOW}"),
     "total_variation": _plain("total_variation", classic.total_variation, False, f"weight {classic.WEIGHT}"),
-    **{name: functools.partial(_ablation, name) for name in ABLATIONS},
+    **{name: _ablation(name) for name in ABLATIONS},
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import keras
+
 from vqunet_tf.errors import UserError
-from vqunet_tf.models import VQUNet
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder
 
@@ -14,7 +17,7 @@ WORDS = {
 }
 
 
-def load(name: str, folder: RunFolder | None) -> VQUNet:
+def load(name: str, folder: RunFolder | None) -> keras.Model:
     """Returns the ablation that was trained beside a run's purifier; a `UserError` says how to train it."""
     if folder is None:
         raise UserError(f"the defense {name!r} is trained beside a purifier: expected a run folder, got none")
@@ -28,9 +31,11 @@ def load(name: str, folder: RunFolder | None) -> VQUNet:
     wanted = {**ABLATIONS[name], "channels": folder.load_config().data.image_shape[-1]}
     found = {key: getattr(model, key, None) for key in wanted}
     if found != wanted:
-        raise UserError(f"{path}: expected a {name} with {_words(wanted)}, got {type(model).__name__} with {_words(found)}")
+        raise UserError(
+            f"{path}: expected a {name} with {_words(wanted)}, got {type(model).__name__} with {_words(found)}"
+        )
     return model
 
 
-def _words(settings: dict[str, object]) -> str:
+def _words(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
