@@ -77,7 +77,7 @@ def problem():
 
 def _evaluate(problem, purifier, *, names=(), threats=THREATS, **options):
     classifier, images, labels = problem
-    attacks = suites.build("quick", names, threats, steps=5)
+    attacks = suites.build("quick", names or ("fgsm", "pgd", "pgd_targeted"), threats, steps=5)
     return evaluate(classifier, purifier, images, labels, attacks=attacks, keep=N, **{"batch_size": 32, **options})
 
 
@@ -214,8 +214,9 @@ def test_bytes_and_floats_are_the_same_images(problem, averaging):
 def test_progress_ends_at_the_total(problem, averaging):
     seen = []
     _evaluate(problem, averaging, names=["fgsm", "pgd"], progress=lambda *state: seen.append(state))
-    assert seen[-1][1] == seen[-1][2] == 2 * N * 2 * (1 + 5)  # two epsilons, two victims, fgsm and five steps
-    assert {name for name, _, _ in seen} >= {"gray-box fgsm 0.1", "white-box vqunet pgd 0.3"}
+    crafted, shown = 2 * (1 + 5), 2 * 3  # on two victims, fgsm and five steps; each to none, vqunet, vqunet
+    assert seen[-1][1] == seen[-1][2] == 2 * N * (crafted + shown)  # two epsilons
+    assert {name for name, _, _ in seen} >= {"gray-box fgsm 0.1", "white-box vqunet own pgd 0.3"}
 
 
 def test_the_sample_is_fixed_and_within_the_split():
@@ -232,14 +233,24 @@ def test_the_sample_is_fixed_and_within_the_split():
 
 def test_unknown_names_and_models_that_do_not_fit_are_refused(problem, averaging):
     classifier, images, labels = problem
-    with pytest.raises(UserError, match="unknown threat model 'black_box': expected one of gray_box, white_box"):
+    with pytest.raises(UserError, match="unknown threat model 'grey': expected one of black_box, gray_box, white_box"):
+        _evaluate(problem, averaging, threat_models=["grey"])
+    with pytest.raises(UserError, match=r"no attack here is black_box \(only gray_box, white_box\).*--suite=adaptive"):
         _evaluate(problem, averaging, threat_models=["black_box"])
-    with pytest.raises(UserError, match="unknown defense 'jpg': expected one of none, vqunet"):
+    with pytest.raises(UserError, match="unknown defense 'jpg': expected one of .*none, .*vqunet"):
         _evaluate(problem, averaging, defenses=["jpg"])
-    with pytest.raises(UserError, match="unknown suite 'huge': expected one of quick"):
+    with pytest.raises(UserError, match="unknown suite 'huge': expected one of adaptive, full, quick, standard"):
         suites.build("huge", [], THREATS, 3)
-    with pytest.raises(UserError, match=r"labels 0\.\.9, the classifier gives \[60, 4\]"):
+    with pytest.raises(UserError, match=r"labels 0\.\.3 for the 4 logits.*got labels 6\.\.9"):
         _evaluate((classifier, images, labels + 6), averaging)
+    with pytest.raises(UserError, match=r"labels \[60\].*one-hot.*argmax"):
+        _evaluate((classifier, images, np.eye(CLASSES)[labels]), averaging)
+    with pytest.raises(UserError, match="whole numbers"):
+        _evaluate((classifier, images, labels + 0.5), averaging)
+    with pytest.raises(UserError, match=r"labels \[60\], one for each image, got \[59\]"):
+        _evaluate((classifier, images, labels[1:]), averaging)
+    with pytest.raises(UserError, match=r"labels 0\.\.3.*got labels -1\.\.3"):
+        _evaluate((classifier, images, np.where(labels, labels, -1)), averaging)
     with pytest.raises(UserError, match=r"uint8 or floats in \[0,1\], got .* to \d\d\d"):
         _evaluate((classifier, 255 * images, labels), averaging)
 
@@ -442,7 +453,7 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert {row["epsilon"] for row in found["rows"]} == {0.0, 8 / 255, 0.2}
     assert {row["attack"] for row in found["rows"]} == {"none", "fgsm", "pgd", "worst"}
     assert found["command"] == (
-        f"python -m trainers.evaluate --run_dir=run --attacks=fgsm,pgd --epsilons={8 / 255},0.2 "
+        f"python -m trainers.evaluate --run_dir=run --suite=quick --attacks=fgsm,pgd --epsilons={8 / 255},0.2 "
         "--threat_models=gray_box,white_box --defenses=none,vqunet --num_examples=8 --seed=0"
     )
     assert str(tmp_path) not in (out / "report.md").read_text() + (out / "report.json").read_text()
