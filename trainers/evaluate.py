@@ -167,7 +167,7 @@ def console(argv: Sequence[str] | None = None) -> None:
     text("run_dir", None, "folder of a finished training run")
     text("preset", None, "released weights instead of a run folder")
     text("suite", "quick", f"attacks by the name of a set: {', '.join(suites.SUITES)}")
-    several("attacks", f"attacks one by one, instead: {','.join(dict.fromkeys([*ATTACKS, suites.TRANSFER]))}")
+    several("attacks", f"attacks one by one, instead: {','.join(ATTACKS)}")
     several("epsilons", "radii on the [0,1] scale, 0.1 or 8/255; without it the run's")
     several("l2_epsilons", "l2 radii of the attacks that know no other norm; without it the run's")
     flags.DEFINE_enum("norm", None, NORMS, "attack in this norm only", flag_values=values)

@@ -23,6 +23,9 @@ Progress = Callable[[str, int, int], Any]
 # Images crafted between two savings. Which generator an image draws from depends on it: it is no setting.
 CHUNK = 500
 
+# Work in one of an attack's steps, in gradient steps of PGD; a query is a forward pass.
+WEIGHTS = {"square": 0.35, "hopskipjump": 0.35, "noise": 0.35}
+
 _PROBE = 8  # images that tell one defence from another
 
 
@@ -105,7 +108,8 @@ class Bench:
     def cost(self, attack: Attack, victim: str, limit: int | None = None) -> int:
         """The work of `craft`."""
         chain = self._chain(victim)
-        return self.count(limit) * attack.steps * (DRAWS if chain.is_random else 1)
+        each = attack.steps * WEIGHTS.get(attack.name, 1.0) * (DRAWS if chain.is_random else 1)
+        return self.count(limit) * max(1, round(each))
 
     def craft(self, attack: Attack, victim: str, label: str, variant: str = "", limit: int | None = None) -> Crafted:
         """Attacks one victim, or takes from the cache what it did.
@@ -145,7 +149,7 @@ class Bench:
         else:
             started = time.perf_counter()
             logits = self.victims[defense].logits(crafted.images, self.batch_size)
-            self._advance(words, n)
+            self.advance(words, n)
             found = {
                 "correct": self._correct(logits),
                 "distance": np.max(attack.threat.distance(crafted.images, self.images[:n])),
@@ -166,11 +170,13 @@ class Bench:
             variant=crafted.variant,
         )
 
+    # === Work and cache ===
+
     def _attack(self, attack: Attack, target: Any, part: slice, start: int, words: str, work: int) -> dict[str, Any]:
         share = work // max(part.stop - part.start, 1)  # of one image
 
         def on_batch(count: int) -> None:
-            self._advance(words, count * share)
+            self.advance(words, count * share)
 
         started = time.perf_counter()
         images = attack(
@@ -183,15 +189,21 @@ class Bench:
         )
         return {"images": images, "seconds": time.perf_counter() - started}
 
-    def _advance(self, words: str, work: int) -> None:
+    def advance(self, words: str, work: int) -> None:
+        """Says what is running, and how much more was done."""
         self.done += work
         if self.progress is not None:
             self.progress(words, self.done, self.total)
 
+    def finish(self) -> None:
+        """Says that all is done, which may have been less than was thought."""
+        self.total = self.done
+        self.advance("done", 0)
+
     def _skip(self, words: str, work: int) -> None:
         """Takes work off the total that need not be done: the time left is then that of the rest."""
         self.total -= work
-        self._advance(words, 0)
+        self.advance(words, 0)
 
     def _chain(self, name: str) -> Chain:
         return self.victims[name] if name in self.victims else self.surrogates[name]
@@ -199,7 +211,9 @@ class Bench:
     def _key(self, attack: Attack, variant: str, start: int, part: slice) -> str:
         if self.cache is None:
             return ""
-        return caching.key(repr(attack), variant, self.seed, start, self.images[part], self.labels[part])
+        return caching.key(
+            repr(attack), variant, self.seed, start, self.batch_size, self.images[part], self.labels[part]
+        )
 
     def _load(self, victim: str, key: str, needed: str) -> dict[str, Any] | None:
         found = self.cache.load(self._places[victim], key) if self.cache else None

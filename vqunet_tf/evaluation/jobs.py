@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vqunet_tf.attacks import PGD, Attack
+from vqunet_tf.attacks import PGD, Attack, MismatchPGD, Transfer
 from vqunet_tf.evaluation.bench import Bench
 from vqunet_tf.evaluation.rows import UNDEFENDED, Outcome
 from vqunet_tf.evaluation.suites import Plan
@@ -101,24 +99,17 @@ def _variants(plan: Plan, attack: Attack, chain: Chain) -> Sequence[str]:
 
 def _with(attack: Attack, variant: str, chain: Chain) -> Attack:
     """The attack as this gradient needs it."""
-    if variant == MISMATCH:
-        settings = {field.name: getattr(attack, field.name) for field in dataclasses.fields(PGD) if field.init}
-        for other in ("loss", "random_start", "until_fooled"):
-            settings.pop(other, None)
-        return _class("mismatch", "MismatchPGD")(**settings)
+    if variant == MISMATCH and isinstance(attack, PGD):
+        settings = {name: getattr(attack, name) for name in ("threat", "steps", "step_size", "restarts")}
+        return MismatchPGD(**settings)
     # Forward it is the real chain: a fooled image is fooled for good. (Of unquantized images that is not known.)
-    if variant != UNQUANTIZED and not chain.is_random and hasattr(attack, "until_fooled"):
-        return dataclasses.replace(attack, until_fooled=True)  # type: ignore[call-arg]
+    if variant != UNQUANTIZED and not chain.is_random and isinstance(attack, PGD):
+        return dataclasses.replace(attack, until_fooled=True)
     return attack
 
 
 def _transfer(attack: Attack, surrogate: str, chain: Chain) -> Attack:
-    surrogates: Mapping[str, Any] = {surrogate: chain.through()}
-    return _class("transfer", "Transfer")(threat=attack.threat, attack=attack, surrogates=surrogates)
-
-
-def _class(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(f"vqunet_tf.attacks.{module}"), name)
+    return Transfer(threat=attack.threat, attack=attack, surrogates={surrogate: chain.through()})
 
 
 def _limit(plan: Plan, attack: Attack) -> int | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from vqunet_tf import defenses as registry
-from vqunet_tf.attacks import Attack
+from vqunet_tf.attacks import PGD, Attack
 from vqunet_tf.attacks.cleverhans import input_gradient
 from vqunet_tf.data import Split
 from vqunet_tf.defenses import Purify
@@ -124,12 +124,13 @@ def evaluate(
     work = jobs(plan, bench, asked)
     if not work:
         raise UserError("transfer needs models to carry images over from: give --surrogate=RUN_DIR, another run")
-    bench.total = sum(job.cost(bench) for job in work)
+    bench.total = sum(job.cost(bench) for job in work) + _probing(bench, plan)
     for job in work:
         outcomes += job.run(bench)
 
     found += checks.from_outcomes(outcomes)
-    found += [_deterministic(bench), _gradients(bench), *_probes(bench)]
+    found += [_deterministic(bench), _gradients(bench), *_probes(bench, plan, outcomes)]
+    bench.finish()
     notes = _notes(bench, plan, asked)
     return Evaluation(tuple(outcomes), tuple(asked), tuple(found), unit[:keep], truth[:keep], seed, notes)
 
@@ -148,8 +149,7 @@ def sample(split: Split, n: int) -> Split:
 
 def buildable(folder: Any = None) -> list[str]:
     """The defences that can be made for a run folder: all but ablations that were not trained in it."""
-    available = getattr(registry, "available", None)
-    return list(registry.DEFENSES) if available is None else available(folder)
+    return registry.available(folder)
 
 
 def _asked(plan: Plan, names: Sequence[str]) -> list[ThreatModel]:
@@ -175,9 +175,7 @@ def _defenses(
     """Functions images → images by name, without the one that does nothing."""
     if isinstance(given, Mapping):
         return {name: purify for name, purify in given.items() if name != UNDEFENDED}
-    # A registry that has trained ablations takes the folder where they lie.
-    extra = {"folder": folder} if "folder" in inspect.signature(registry.build).parameters else {}
-    return {name: registry.build(name, purifier, **extra) for name in dict.fromkeys(given) if name != UNDEFENDED}
+    return {name: registry.build(name, purifier, folder) for name in dict.fromkeys(given) if name != UNDEFENDED}
 
 
 def _deterministic(bench: Bench) -> Check:
@@ -196,12 +194,27 @@ def _gradients(bench: Bench) -> Check:
     )
 
 
-def _probes(bench: Bench) -> list[Check]:
+def _probes(bench: Bench, plan: Plan, outcomes: Sequence[Outcome]) -> list[Check]:
     """Checks that need attacks of their own."""
+    module = _module()
+    return [] if module is None else list(module.run(bench, outcomes, _steps(plan), bench.advance))
+
+
+def _probing(bench: Bench, plan: Plan) -> int:
+    """The work of `_probes`, at most."""
+    module = _module()
+    judged = max(len(bench.victims) - 1, 0) if "vqunet" not in bench.victims else 1
+    return 0 if module is None else judged * int(module.work(_steps(plan)))
+
+
+def _module() -> Any:
     name = "vqunet_tf.evaluation.probes"
-    if importlib.util.find_spec(name) is None:
-        return []
-    return list(importlib.import_module(name).run(bench))
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _steps(plan: Plan) -> int:
+    """Of the iterated attacks."""
+    return max((attack.steps for attack in plan.attacks if isinstance(attack, PGD)), default=20)
 
 
 def _random(bench: Bench) -> list[str]:

@@ -115,7 +115,7 @@ def suite(name: str, names: Sequence[str] = ()) -> Suite:
     found = SUITES[choice("suite", name, SUITES)]
     if not names:
         return found
-    chosen = tuple(choice("attack", each, {*attacks.ATTACKS, *_known()}) for each in dict.fromkeys(names))
+    chosen = tuple(choice("attack", each, attacks.ATTACKS) for each in dict.fromkeys(names))
     follows = tuple(each for each in chosen if each not in BLACK_BOX)
     return dataclasses.replace(
         found,
@@ -158,19 +158,10 @@ def build(name: str, names: Sequence[str], threats: Sequence[Threat], steps: int
 
 def _within(name: str, threats: Sequence[Threat], steps: int) -> list[Attack]:
     """One attack for each threat of the first norm that the attack has."""
-    refusal = None
-    for norm in dict.fromkeys(sorted((threat.norm for threat in threats), key=("linf", "l2").index)):
-        try:
-            return [_attack(name, threat, steps) for threat in dict.fromkeys(threats) if threat.norm == norm]
-        except UserError as error:
-            refusal = refusal or error
-    raise refusal or UserError(f"{name}: no radius to attack within")
-
-
-def _attack(name: str, threat: Threat, steps: int) -> Attack:
     # What is carried over is crafted by momentum, which carries over best (Dong et al. 2017, arXiv 1710.06081).
-    return attacks.build("mim" if name == TRANSFER else name, threat, steps)
-
-
-def _known() -> set[str]:
-    return {each for found in SUITES.values() for model in ThreatModel for each in found.names(model)}
+    made = "mim" if name == TRANSFER else name
+    for norm in attacks.ATTACKS[made].norms:
+        found = [threat for threat in dict.fromkeys(threats) if threat.norm == norm]
+        if found:
+            return [attacks.build(made, threat, steps) for threat in found]
+    return [attacks.build(made, threats[0], steps)]  # raises: it has none of these norms
