@@ -66,7 +66,9 @@ DEFENSES: dict[str, Maker] = {
     "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {classic.QUALITY}"),
     "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"{classic.BITS} bits a channel"),
     "median": _plain("median", classic.median, True, f"median of {classic.WINDOW}x{classic.WINDOW}"),
-    "total_variation": _plain("total_variation", classic.total_variation, False, f"weight {classic.WEIGHT}"),
+    "total_variation": _plain(
+        "total_variation", classic.total_variation, False, f"total variation, weight {classic.WEIGHT}"
+    ),
     **{name: _ablation(name) for name in ABLATIONS},
 }
 

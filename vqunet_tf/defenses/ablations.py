@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import keras
 
 from vqunet_tf.errors import UserError
+from vqunet_tf.models import VQUNet
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder
 
@@ -28,11 +29,13 @@ def load(name: str, folder: RunFolder | None) -> keras.Model:
             f"--run_dir={folder.path} --baselines={name}"
         )
     model = folder.load_baseline(name)
+    if not isinstance(model, VQUNet):
+        raise UserError(f"{path}: expected a {name}, got a {type(model).__name__}: delete it and train it again")
     wanted = {**ABLATIONS[name], "channels": folder.load_config().data.image_shape[-1]}
-    found = {key: getattr(model, key, None) for key in wanted}
+    found = {key: getattr(model, key) for key in wanted}
     if found != wanted:
         raise UserError(
-            f"{path}: expected a {name} with {_words(wanted)}, got {type(model).__name__} with {_words(found)}"
+            f"{path}: expected a {name} with {_words(wanted)}, got {_words(found)}: delete it and train it again"
         )
     return model
 
