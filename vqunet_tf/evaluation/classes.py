@@ -45,7 +45,8 @@ def truth(evaluation: Any) -> np.ndarray | None:
 
 
 def _row(outcome: Outcome, attack: str, truth: np.ndarray, n: np.ndarray) -> dict[str, Any]:
-    right = np.bincount(truth[outcome.correct], minlength=len(n))
+    seen = truth[: len(outcome.correct)]  # a slow attack meets the first images only
+    right, n = np.bincount(seen[outcome.correct], minlength=len(n)), np.bincount(seen, minlength=len(n))
     return {
         "defense": outcome.defense,
         "attack": attack,
