@@ -1,4 +1,4 @@
-"""Attacks: equal to the same thing written out by hand, within budget, and seen to work."""
+"""Gradient attacks: equal to the same thing written out by hand, within budget, and seen to work."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from cleverhans.tf2.attacks import projected_gradient_descent as cleverhans_pgd
+from cleverhans.tf2.attacks.basic_iterative_method import basic_iterative_method
+from cleverhans.tf2.attacks.momentum_iterative_method import momentum_iterative_method
 
 from vqunet_tf import attacks
-from vqunet_tf.attacks import ATTACKS, FGSM, PGD, Attack, TargetedPGD
+from vqunet_tf.attacks import ATTACKS, BIM, FGSM, MIM, PGD, Attack, TargetedPGD
 from vqunet_tf.attacks.base import batches
 from vqunet_tf.attacks.cleverhans import input_gradient
 from vqunet_tf.errors import UserError
@@ -20,6 +22,14 @@ from vqunet_tf.threat import Threat
 
 LINF, L2 = Threat("linf", 0.05), Threat("l2", 0.5)
 CLASSES, SHAPE = 4, (6, 6, 2)
+GRADIENT = (
+    "fgsm",
+    "bim",
+    "pgd",
+    "pgd_targeted",
+    "mim",
+)  # test_attacks_art.py and test_attacks_other.py hold the others
+ORDER = {"linf": np.inf, "l2": 2}
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +99,37 @@ def test_pgd_is_cleverhans_loop_from_the_same_start(victim, batch, threat: Threa
     attack = PGD(threat=threat, steps=6)
     start = attack.start(images, [np.random.default_rng((0, i)) for i in range(7)])
     monkeypatch.setattr(cleverhans_pgd, "random_lp_vector", lambda *args, **kwargs: tf.constant(start - images))
-    order = {"linf": np.inf, "l2": 2}[threat.norm]
+    order = ORDER[threat.norm]
     expected = cleverhans_pgd.projected_gradient_descent(
         victim, images, threat.epsilon, attack.length, 6, order, clip_min=0.0, clip_max=1.0, y=labels, rand_init=True
     )
     np.testing.assert_allclose(attack(victim, images, labels, seed=0), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+@pytest.mark.parametrize(
+    ("kind", "original"), [(BIM, basic_iterative_method), (MIM, momentum_iterative_method)], ids=["bim", "mim"]
+)
+def test_bim_and_mim_are_cleverhans_called_eagerly(victim, batch, threat: Threat, kind: Any, original: Any):
+    images, labels = batch
+    attack = kind(threat=threat, steps=6)
+    numbers = {"eps": threat.epsilon, "eps_iter": attack.length, "nb_iter": 6, "norm": ORDER[threat.norm]}
+    expected = original(
+        victim, tf.constant(images), **numbers, clip_min=0.0, clip_max=1.0, y=labels, sanity_checks=False
+    )
+    np.testing.assert_allclose(attack(victim, images, labels), expected, atol=2e-6)
+    assert (np.abs(expected - images) > 0.01).any()
+
+
+def test_the_decay_of_mim_is_followed(victim, batch):
+    images, labels = batch
+    attack = MIM(threat=LINF, steps=6, decay=0.5)
+    expected = momentum_iterative_method(
+        victim, tf.constant(images), 0.05, attack.length, 6, np.inf, 0.0, 1.0, labels, decay_factor=0.5
+    )
+    found = attack(victim, images, labels)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert (np.abs(found - MIM(threat=LINF, steps=6)(victim, images, labels)) > 0.01).any()
 
 
 def test_the_default_step_crosses_the_ball():
@@ -101,11 +137,13 @@ def test_the_default_step_crosses_the_ball():
     assert PGD(threat=LINF, steps=10, step_size=0.01).length == 0.01
     with pytest.raises(UserError, match="at least one step, got 0"):
         PGD(threat=LINF, steps=0)
+    with pytest.raises(UserError, match=r"bim: expected a step size above 0, got -0.1"):
+        BIM(threat=LINF, step_size=-0.1)
 
 
 # === What holds for all ===
 
-EVERY = [ATTACKS[name](threat, 4) for name in ATTACKS for threat in (LINF, L2)]
+EVERY = [ATTACKS[name](threat, 4) for name in GRADIENT for threat in (LINF, L2)]
 
 
 @pytest.mark.parametrize("attack", EVERY, ids=repr)
@@ -119,7 +157,7 @@ def test_every_attack_moves_every_image_and_stays_within_its_budget(victim, batc
     np.testing.assert_array_equal(images, before)  # the caller's images are not touched
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", GRADIENT)
 def test_a_budget_of_zero_returns_the_image_and_asks_nobody(batch, name: str):
     images, labels = batch
 
@@ -130,7 +168,7 @@ def test_a_budget_of_zero_returns_the_image_and_asks_nobody(batch, name: str):
         np.testing.assert_array_equal(ATTACKS[name](Threat(norm, 0.0), 4)(nobody, images, labels), images)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", GRADIENT)
 def test_neither_batches_nor_company_change_an_adversary(victim, batch, name: str):
     images, labels = batch
     attack = ATTACKS[name](LINF, 4)
@@ -198,7 +236,7 @@ def test_accuracy_of_a_classifier_that_was_right_falls_to_nothing():
     assert accuracy(images) == 1.0
     noise = np.clip(images + rng.uniform(-0.4, 0.4, images.shape), 0, 1).astype(np.float32)
     assert accuracy(noise) > 0.9  # the budget alone does nothing
-    for name in ATTACKS:
+    for name in GRADIENT:
         assert accuracy(ATTACKS[name](Threat("linf", 0.4), 10)(nearest, images, labels)) <= 0.05, name
 
 
@@ -260,12 +298,34 @@ def test_an_attack_that_leaves_its_budget_is_brought_back(victim, batch):
 def test_an_attack_is_a_value_that_says_what_it_does():
     attack = attacks.build("pgd", LINF, 7)
     assert attack == PGD(threat=LINF, steps=7)
-    assert repr(attack) == ("PGD(threat=Threat(norm='linf', epsilon=0.05), steps=7, step_size=None, random_start=True)")
+    assert repr(attack) == (
+        "PGD(threat=Threat(norm='linf', epsilon=0.05), steps=7, step_size=None, random_start=True, restarts=1, "
+        "loss='ce', until_fooled=False)"
+    )
     with pytest.raises(dataclasses.FrozenInstanceError):
         attack.steps = 3
-    assert all(ATTACKS[name](LINF, 3).name == name for name in ATTACKS)
-    with pytest.raises(UserError, match="unknown attack 'cw': expected one of fgsm, pgd, pgd_targeted"):
+    for name, maker in ATTACKS.items():
+        assert maker.kind.name == name
+        assert name == "transfer" or maker(Threat(maker.norms[0], 0.1), 3).name == name
+    with pytest.raises(
+        UserError, match="unknown attack 'cw': expected one of apgd_ce, apgd_dlr, bim, cw_l2, deepfool,"
+    ):
         attacks.build("cw", LINF, 7)
+
+
+def test_an_attack_without_that_norm_names_those_it_has():
+    for name in ("cw_l2", "deepfool"):
+        with pytest.raises(UserError, match=f"{name} knows the norm l2, not 'linf'"):
+            attacks.build(name, LINF, 7)
+    assert [name for name in ATTACKS if ATTACKS[name].norms != ("linf", "l2")] == ["cw_l2", "deepfool"]
+
+
+def test_steps_are_those_of_attacks_that_take_them():
+    told = {name: attacks.build(name, L2, 7).steps for name in ATTACKS if name != "transfer"}
+    assert {name for name, steps in told.items() if steps == 7} == {
+        "bim", "pgd", "pgd_targeted", "mim", "apgd_ce", "apgd_dlr",
+    }  # fmt: skip
+    assert told["fgsm"] == 1
 
 
 def test_batches_see_every_row_once_at_one_size():

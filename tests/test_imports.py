@@ -28,7 +28,8 @@ HELPERS = {"_digits": "data", "_folder": "data", "_probe": "data"}  # files behi
 DOORS = {
     "tensorflow_datasets": ("vqunet_tf/data.py",),
     "cleverhans": ("vqunet_tf/attacks/cleverhans.py", "benchmarks/"),
-    "art": ("vqunet_tf/attacks/art.py", "vqunet_tf/defenses.py"),
+    "art": ("vqunet_tf/attacks/art.py",),
+    "skimage": ("vqunet_tf/defenses/classic.py",),
     "absl.flags": ("commands/", "trainers/", "serving/"),
     "jax": ("vqunet_tf/backend.py", "benchmarks/"),
     "torch": ("vqunet_tf/backend.py", "benchmarks/"),
@@ -120,6 +121,7 @@ def test_imports_run_downwards(path: Path):
         ("vqunet_tf/attacks/base.py", "from vqunet_tf.defenses import jpeg"),
         ("vqunet_tf/attacks/base.py", "import cleverhans.tf2.attacks"),
         ("vqunet_tf/evaluation/rows.py", "from art.estimators import classification"),
+        ("vqunet_tf/evaluation/rows.py", "from skimage import restoration"),
         ("vqunet_tf/evaluation/rows.py", "from absl import app, flags"),
         ("vqunet_tf/training/fit.py", "import tensorflow_datasets as tfds"),
         ("vqunet_tf/training/fit.py", "import torch"),

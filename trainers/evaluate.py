@@ -1,15 +1,18 @@
 """Attacks the classifier of a run folder with and without its purifier, and writes what is left of its accuracy.
 
     python -m trainers.evaluate --run_dir=runs/cifar10
+    python -m trainers.evaluate --run_dir=runs/cifar10 --suite=adaptive --surrogate=runs/cifar10_seed1
     python -m trainers.evaluate --preset=fashion_mnist
 
-Gray-box attackers know the classifier only, white-box attackers the purifier too. Writes report.json, report.md and
-plots/ into the run folder (results/<preset> for released weights), or into --output_dir.
+Gray-box attackers know the classifier only, white-box attackers the purifier too, black-box ones see answers. Writes
+report.json, report.md, report.html and plots/ into the run folder (results/<preset> for released weights), or into
+--output_dir. What is crafted is kept in adversaries/ beside the models: the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +21,20 @@ from tqdm import tqdm
 
 from commands.run import run
 from vqunet_tf import data
-from vqunet_tf.attacks import ATTACKS, Attack
+from vqunet_tf.attacks import ATTACKS
+from vqunet_tf.config import EvaluationConfig
 from vqunet_tf.defenses import DEFENSES
-from vqunet_tf.errors import UserError
-from vqunet_tf.evaluation import Evaluation, describe, evaluate, markdown, plots, report, sample, suites
-from vqunet_tf.evaluation.measure import MEASURED
+from vqunet_tf.errors import Interrupted, UserError
+from vqunet_tf.evaluation import Evaluation, describe, evaluate, html, inputs, markdown, plots, report, sample, suites
+from vqunet_tf.evaluation.cache import Cache
+from vqunet_tf.evaluation.measure import buildable
+from vqunet_tf.evaluation.suites import Plan
+from vqunet_tf.evaluation.victims import Chain, surrogates
 from vqunet_tf.models import classifiers, presets
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.threat import Threat, parse_epsilon
+from vqunet_tf.threat import NORMS, Threat, ThreatModel, parse_epsilon
 
-_THREAT_MODELS = [model.value for model in MEASURED]
+STRICT = 3  # exit status of --strict where a check failed
 
 
 def main(values: flags.FlagValues) -> None:
@@ -36,10 +43,11 @@ def main(values: flags.FlagValues) -> None:
     folder = RunFolder(_preset(values.preset) if values.preset else values.run_dir)
     config = folder.load_config()
     settings = config.evaluation
-    epsilons = [parse_epsilon(text) for text in values.epsilons] or settings.epsilons
-    threats = [Threat("linf", epsilon) for epsilon in epsilons]
-    attacks = suites.build(values.suite, values.attacks, threats, settings.pgd_steps)
+    channels = (config.data.image_shape or (1,))[-1]
+    plan = suites.build(values.suite, values.attacks, _threats(values, settings, channels), settings.pgd_steps)
     classifier, purifier = folder.load_classifier(), folder.load_purifier()
+    inputs.check_agreement(config, classifier, purifier, str(folder.path))
+    carried = _surrogates(values.surrogate, folder) if plan.carried else {}
 
     test = data.load(dataclasses.replace(config.data, data_dir=values.data_dir or config.data.data_dir), "test")
     part = sample(test, settings.num_examples if values.num_examples is None else values.num_examples)
@@ -48,32 +56,67 @@ def main(values: flags.FlagValues) -> None:
     )
     beside = Path("results", values.preset) if values.preset else folder.path
     output = report.make_folder(Path(values.output_dir or beside))
+    kept = (output if values.preset else folder.path) / "adversaries"
 
     with tqdm(unit="img", unit_scale=True, dynamic_ncols=True, delay=1) as bar:
-        evaluation = evaluate(
-            classifier,
-            purifier,
-            part.images,
-            part.labels,
-            attacks=attacks,
-            threat_models=values.threat_models,
-            defenses=values.defenses,
-            batch_size=settings.batch_size,
-            seed=values.seed,
-            progress=lambda running, done, total: _show(bar, running, done, total),
-        )
+        try:
+            evaluation = evaluate(
+                classifier,
+                purifier,
+                part.images,
+                part.labels,
+                attacks=plan,
+                threat_models=values.threat_models,
+                defenses=values.defenses or plan.suite.defenses or buildable(folder),
+                surrogates=carried,
+                folder=folder,
+                cache=Cache(kept, values.fresh),
+                batch_size=settings.batch_size,
+                seed=values.seed,
+                progress=lambda running, done, total: _show(bar, running, done, total),
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("SIGINT") from None  # all that was crafted is kept
     facts = describe(classifier, purifier, test, settings.batch_size)
 
-    # Of an absolute path only its last part: a report is for others to read.
-    place = folder.path.name if folder.path.is_absolute() else folder.path
-    source = f"--preset={values.preset}" if values.preset else f"--run_dir={place}"
-    found = report.build(config, evaluation, *facts, command=_command(source, attacks, evaluation))
+    found = report.build(config, evaluation, *facts, command=_command(values, folder, plan, evaluation))
     report.write(output, found)
-    plots.write(output / "plots", evaluation, classifier, purifier, test.class_names)
+    plots.write(output / "plots", evaluation, classifier, purifier, test.class_names, found)
+    html.write(output, found, evaluation, classifier, purifier, test.class_names)
     print(markdown.headline(found))
-    failed = [check["name"] for check in found["checks"] if not check["passed"]]
-    print(f"checks: {len(found['checks']) - len(failed)} passed" + (f", FAILED: {', '.join(failed)}" if failed else ""))
-    print(f"done: {output} holds report.json, report.md and plots/")
+    failed = [check for check in found["checks"] if not check["passed"]]
+    names = ", ".join(check["name"] for check in failed)
+    print(f"checks: {len(found['checks']) - len(failed)} passed" + (f", FAILED: {names}" if failed else ""))
+    print(f"done: {output} holds report.json, report.md, report.html and plots/")
+    for note in evaluation.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for check in failed:
+        print(f"check failed: {check['name']}: {check['detail']}", file=sys.stderr)
+    if failed and values.strict:
+        sys.exit(STRICT)
+
+
+def _threats(values: flags.FlagValues, settings: EvaluationConfig, channels: int) -> list[Threat]:
+    """The balls to attack in: linf ones, and l2 ones for attacks that know no other, unless --norm names one."""
+    given = [parse_epsilon(text) for text in values.epsilons]
+    # 0.5 is what CIFAR-10 is attacked with; of 28x28 gray images it would leave most of the digits alone.
+    longer = [parse_epsilon(text) for text in values.l2_epsilons] or list(settings.l2_epsilons)
+    longer = longer or [2.0 if channels == 1 else 0.5]
+    if values.norm == "l2":
+        return [Threat("l2", epsilon) for epsilon in given or longer]
+    found = [Threat("linf", epsilon) for epsilon in given or settings.epsilons]
+    return found if values.norm else found + [Threat("l2", epsilon) for epsilon in longer]
+
+
+def _surrogates(folders: Sequence[str], own: RunFolder) -> dict[str, Chain]:
+    found: dict[str, Chain] = {}
+    for path in folders:
+        other = RunFolder(path)
+        if other.path.resolve() == own.path.resolve():
+            raise UserError(f"--surrogate={path} is the evaluated run itself: expected one with another seed")
+        other.load_config()  # refuses what is no run folder
+        found |= surrogates(other.path.name, other.load_classifier(), other.load_purifier())
+    return found
 
 
 def _show(bar: tqdm, running: str, done: int, total: int) -> None:
@@ -89,42 +132,59 @@ def _preset(name: str) -> Path:
         raise UserError(str(error)) from None
 
 
-def _command(source: str, attacks: Sequence[Attack], evaluation: Evaluation) -> str:
+def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation: Evaluation) -> str:
     """What gives these numbers again, every default spelled out."""
+    run = f"--preset={values.preset}" if values.preset else f"--run_dir={_public(folder.path)}"
+    radii = {norm: [a.threat.epsilon for a in plan.attacks if a.threat.norm == norm] for norm in NORMS}
     lists = {
-        "attacks": dict.fromkeys(attack.name for attack in attacks),
-        "epsilons": dict.fromkeys(str(attack.threat.epsilon) for attack in attacks),
+        "attacks": values.attacks,
+        "norm": [values.norm] if values.norm else [],
+        "epsilons": radii["l2"] if values.norm == "l2" else radii["linf"],
+        "l2_epsilons": [] if values.norm == "l2" else radii["l2"],
         "threat_models": [model.value for model in evaluation.threat_models],
-        "defenses": dict.fromkeys(outcome.defense for outcome in evaluation.outcomes),
+        "defenses": [outcome.defense for outcome in evaluation.outcomes],
     }
-    texts = [f"--{name}={','.join(values)}" for name, values in lists.items()]
-    return " ".join(
-        [
-            f"python -m trainers.evaluate {source}",
-            *texts,
-            f"--num_examples={evaluation.n} --seed={evaluation.seed}",
-        ]
-    )
+    texts = [f"--{name}={','.join(dict.fromkeys(map(str, several)))}" for name, several in lists.items() if several]
+    texts += [f"--surrogate={_public(Path(path))}" for path in values.surrogate if plan.carried]
+    numbers = f"--num_examples={evaluation.n} --seed={evaluation.seed}"
+    return " ".join(["python -m trainers.evaluate", run, f"--suite={values.suite}", *texts, numbers])
+
+
+def _public(path: Path) -> Path | str:
+    """Of an absolute path only its last part: a report is for others to read."""
+    return path.name if path.is_absolute() else path
 
 
 def console(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv` starts with the program's name, as `sys.argv` does."""
     values = flags.FlagValues()
-    radii = "radii (linf) on the [0,1] scale, 0.1 or 8/255; without it the run's"
-    number = "test images, from a fixed permutation; without it the run's"
-    flags.DEFINE_string("run_dir", None, "folder of a finished training run", flag_values=values)
-    flags.DEFINE_string("preset", None, "released weights instead of a run folder", flag_values=values)
-    flags.DEFINE_string(
-        "suite", "quick", f"attacks by the name of a set: {', '.join(suites.SUITES)}", flag_values=values
+
+    def text(name: str, default: str | None, words: str) -> None:
+        flags.DEFINE_string(name, default, words, flag_values=values)
+
+    def several(name: str, words: str) -> None:
+        flags.DEFINE_list(name, [], words, flag_values=values)
+
+    text("run_dir", None, "folder of a finished training run")
+    text("preset", None, "released weights instead of a run folder")
+    text("suite", "quick", f"attacks by the name of a set: {', '.join(suites.SUITES)}")
+    several("attacks", f"attacks one by one, instead: {','.join(ATTACKS)}")
+    several("epsilons", "radii on the [0,1] scale, 0.1 or 8/255; without it the run's")
+    several("l2_epsilons", "l2 radii of the attacks that know no other norm; without it the run's")
+    flags.DEFINE_enum("norm", None, NORMS, "attack in this norm only", flag_values=values)
+    models = ",".join(model.value for model in ThreatModel)
+    several("threat_models", f"what the attacker knows: {models}; without it those of the suite")
+    several("defenses", f"defences: {','.join(DEFENSES)}; without it those of the suite")
+    flags.DEFINE_multi_string(
+        "surrogate", [], "another run, whose models images are carried over from; may be repeated", flag_values=values
     )
-    flags.DEFINE_list("attacks", [], f"attacks one by one, instead: {','.join(ATTACKS)}", flag_values=values)
-    flags.DEFINE_list("epsilons", [], radii, flag_values=values)
-    flags.DEFINE_list("threat_models", _THREAT_MODELS, "what the attacker knows", flag_values=values)
-    flags.DEFINE_list("defenses", ["none", "vqunet"], f"defences: {','.join(DEFENSES)}", flag_values=values)
+    number = "test images, from a fixed permutation; without it the run's"
     flags.DEFINE_integer("num_examples", None, number, flag_values=values)
-    flags.DEFINE_string("output_dir", None, "where to write; without it the run folder", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "where prepared TFDS data sets lie; without it the run's", flag_values=values)
+    text("output_dir", None, "where to write; without it the run folder")
+    text("data_dir", None, "where prepared TFDS data sets lie; without it the run's")
     flags.DEFINE_integer("seed", 0, "decides random starts and random targets", flag_values=values)
+    flags.DEFINE_bool("fresh", False, "craft and measure all anew, whatever is kept", flag_values=values)
+    flags.DEFINE_bool("strict", False, f"exit with status {STRICT} if a check failed", flag_values=values)
     run(main, values, str(__doc__), argv=argv)
 
 

@@ -19,8 +19,9 @@ from commands.run import run
 from vqunet_tf import recipes
 from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
+from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import devices, fit
+from vqunet_tf.training import devices, fit, given
 
 # Flag → the setting that it changes when it is given.
 SETTINGS = {
@@ -38,7 +39,7 @@ def main(values: flags.FlagValues) -> None:
     config = _settings(values)
     name = config.data.dataset.strip("/").split("/")[-1]
     folder = RunFolder(values.run_dir or f"runs/{name}")
-    fit.train(config, folder, say=print)
+    fit.train(config, folder, say=print, baselines=values.baselines or ())
     for path, what in folder.contents().items():
         print(f"  {path.name:<18} {what}")
     print(f"done: {folder.path} (next: python -m trainers.evaluate --run_dir={folder.path})")
@@ -57,8 +58,8 @@ def _settings(values: flags.FlagValues) -> Config:
         config = recipes.preset(values.preset, values.dataset, values.objective or "gray_box")
     else:
         raise UserError("missing --dataset (--help lists the flags)")
-    given = {setting: values[flag].value for flag, setting in SETTINGS.items() if values[flag].value is not None}
-    return config.replace(given).override(values["set"].value or ())
+    changed = {setting: values[flag].value for flag, setting in SETTINGS.items() if values[flag].value is not None}
+    return config.replace(changed).override(values["set"].value or ())
 
 
 def _read(path: Path) -> Config:
@@ -92,13 +93,19 @@ def console(argv: Sequence[str] | None = None) -> None:
     flags.DEFINE_bool(
         "from_probabilities", None, "that classifier gives probabilities: take their logarithms", flag_values=values
     )
-    one_of("objective", fit.OBJECTIVES, "what the purifier is trained for; without it gray_box")
+    one_of("objective", given.OBJECTIVES, "what the purifier is trained for; without it gray_box")
+    flags.DEFINE_list(
+        "baselines",
+        None,
+        f"ablations to train beside the purifier, of {','.join(ABLATIONS)}; a finished run gets those it lacks; without it none",
+        flag_values=values,
+    )
     one_of(
         "strategy",
         devices.STRATEGIES,
         "auto (without it): all GPUs if several; mirrored: all devices; multi_worker: the machines in TF_CONFIG",
     )
-    one_of("precision", fit.PRECISIONS, "arithmetic of the layers; without it float32")
+    one_of("precision", given.PRECISIONS, "arithmetic of the layers; without it float32")
     flags.DEFINE_integer(
         "seed", None, "decides weights, order, noise and adversaries; without it 0", flag_values=values
     )

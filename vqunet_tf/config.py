@@ -218,9 +218,14 @@ class AttackConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What `trainers.evaluate` measures when its flags say nothing else."""
+    """What `trainers.evaluate` measures when its flags say nothing else.
+
+    epsilons: linf radii.
+    l2_epsilons: radii of attacks that know l2 only; none is 2.0 for gray images and 0.5 for colour.
+    """
 
     epsilons: tuple[float, ...] = (0.1,)
+    l2_epsilons: tuple[float, ...] = ()
     pgd_steps: int = 20
     num_examples: int = 500
     batch_size: int = 100

@@ -98,6 +98,18 @@ _PRESETS |= {
     "default_adaptive": _PRESETS["default"].replace({**_ADAPTIVE, "attack.epsilon": 8 / 255}),
 }
 
+# Purifiers with which VQUNet is compared, by what makes them differ from it.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "unet": {"quantize": False, "skips": True},
+    "vqvae": {"quantize": True, "skips": False},
+    "dae": {"quantize": False, "skips": False},
+}
+
+
+def ablation(name: str, purifier: PurifierConfig) -> PurifierConfig:
+    """Returns the settings of the ablation `name` of this purifier; all sizes stay."""
+    return dataclasses.replace(purifier, **ABLATIONS[choice("baseline", name, ABLATIONS)])
+
 
 def preset(name: str, dataset: str, objective: str = "gray_box") -> Config:
     """Returns the preset `name` for `dataset`; an empty name means the data set's own, or `default`.

@@ -16,7 +16,8 @@ from vqunet_tf.errors import UserError
 class RunFolder:
     """The files of one run, by name.
 
-    config.json, classifier.keras, purifier.keras, metrics.csv, tensorboard/, checkpoints/, report.json, report.md, plots/.
+    config.json, classifier.keras, purifier.keras, baselines/, metrics.csv, tensorboard/, checkpoints/, report.json,
+    report.md, plots/.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -24,6 +25,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.classifier = self.path / "classifier.keras"
         self.purifier = self.path / "purifier.keras"
+        self.baselines = self.path / "baselines"
         self.metrics = self.path / "metrics.csv"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -61,6 +63,7 @@ class RunFolder:
             self.config: "the settings; --config takes it for another run",
             self.classifier: "the frozen classifier, images in [0, 1] to logits",
             self.purifier: "the purifier, images to images",
+            self.baselines: "purifiers to compare with",
             self.metrics: "losses, accuracies and code usage by epoch",
             self.tensorboard: "the same as curves, and images: tensorboard --logdir",
             self.checkpoints: "what an interrupted run goes on from",
@@ -81,6 +84,13 @@ class RunFolder:
     def load_purifier(self) -> keras.Model:
         return load_model(self.purifier)
 
+    def baseline(self, name: str) -> Path:
+        """Where the trained ablation `name` lies, or would."""
+        return self.baselines / f"{name}.keras"
+
+    def load_baseline(self, name: str) -> keras.Model:
+        return load_model(self.baseline(name))
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes beside and renames, so that readers see the old file or the new one."""
@@ -91,6 +101,7 @@ def write_text(path: Path, text: str) -> None:
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Saves a `.keras` file beside and renames, so that a file under its final name is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.part.keras")
     model.save(beside)
     beside.replace(path)

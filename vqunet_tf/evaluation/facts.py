@@ -19,10 +19,11 @@ def describe(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the `classifier` and `purifier` entries of report.json, measured on all of `split`.
 
-    codebook_usage: for each quantizer, finest first, the share of codes that some image of the split uses.
+    For each quantizer, finest first: code_counts, how often each code is chosen; codebook_usage, the share of
+    codes that some image of the split uses.
     """
     is_vqunet = isinstance(purifier, VQUNet)
-    used = [np.zeros(layer.num_embeddings, bool) for layer in purifier.quantizers] if is_vqunet else []
+    counts = [np.zeros(layer.num_embeddings, np.int64) for layer in purifier.quantizers] if is_vqunet else []
 
     @tf.function
     def step(images: tf.Tensor) -> tuple[Any, Any, list[Any]]:
@@ -36,8 +37,8 @@ def describe(
         logits, defended, indices = step(tf.constant(split.images[index]))
         bare.append(np.argmax(logits, axis=1)[:count])
         purified.append(np.argmax(defended, axis=1)[:count])
-        for codes, chosen in zip(used, indices, strict=True):
-            codes[np.unique(chosen[:count])] = True
+        for total, chosen in zip(counts, indices, strict=True):
+            total += np.bincount(np.ravel(chosen[:count]), minlength=len(total))
     n = len(split.labels)
     accuracy, clean_accuracy = (float(np.mean(np.concatenate(found) == split.labels)) for found in (bare, purified))
     return (
@@ -47,6 +48,7 @@ def describe(
             "params": purifier.count_params(),
             "clean_accuracy": clean_accuracy,
             "n": n,
-            "codebook_usage": [round(float(codes.mean()), 4) for codes in used],
+            "codebook_usage": [round(float(np.mean(total > 0)), 4) for total in counts],
+            "code_counts": [total.tolist() for total in counts],
         },
     )

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED, WORST
+from vqunet_tf.evaluation import summary
+from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED
+from vqunet_tf.evaluation.summary import ATTACKERS, cell, failed_first, measured, percent, radius, words
 from vqunet_tf.threat import ThreatModel
-
-Row = dict[str, Any]
 
 
 def render(report: dict[str, Any]) -> str:
     """Returns report.md for a report as in report.json."""
     return "\n".join(
-        [*_head(report), "", headline(report), "", *_meaning(report), *_rows(report), *_checks(report), *_again(report)]
+        [
+            *_head(report),
+            "",
+            *_banner(report),
+            headline(report),
+            "",
+            *_meaning(report),
+            *_heat_maps(report),
+            *_gradients(report),
+            *_checks(report),
+            *_rows(report),
+            *_again(report),
+        ]
     )
 
 
 def headline(report: dict[str, Any]) -> str:
-    """The table a reader sees first: accuracy, one line for each epsilon and threat model.
+    """The table a reader sees first: for each budget and defence, accuracy on clean images and the worst case by attacker.
 
-    Each line is the worst case over all attacks; a column is a defence.
+    A dash is what was not measured.
     """
-    rows = report["rows"]
-    defenses = list(dict.fromkeys(row["defense"] for row in rows))
-    lines = [["epsilon", "attacker", "attack", *defenses]]
-    lines.append(["0", "nobody", CLEAN, *(_cell(_find(rows, defense, attack=CLEAN)) for defense in defenses)])
-    attacked = [row for row in rows if row["attack"] != CLEAN]
-    for norm, epsilon in dict.fromkeys((row["norm"], row["epsilon"]) for row in attacked):
-        for model in ThreatModel:
-            here = [row for row in attacked if (row["norm"], row["epsilon"]) == (norm, epsilon)]
-            if not any(row["threat_model"] == model.value for row in here):
-                continue
-            cells = []
-            for defense in defenses:
-                # Without a defence there is one kind of attacker, whatever it is called.
-                threat_model = None if defense == UNDEFENDED else model.value
-                cells.append(_cell(_find(here, defense, attack=WORST, threat_model=threat_model)))
-            names = dict.fromkeys(row["attack"] for row in here if row["attack"] != WORST)
-            lines.append([_radius(norm, epsilon), _words(model), f"worst of {', '.join(names)}", *cells])
-    return _table(lines, numbers=len(defenses))
+    lines = [["epsilon", "defence", "clean", *(f"{words(model)} worst" for model in ATTACKERS)]]
+    for budget in summary.budgets(report["rows"]):
+        for line in summary.headline(report["rows"], budget):
+            worst = [cell(line.worst[model]) for model in ATTACKERS]
+            lines.append([radius(budget), line.defense, cell(line.clean), *worst])
+    return _table(lines, numbers=1 + len(ATTACKERS))
 
 
 def _head(report: dict[str, Any]) -> list[str]:
@@ -55,20 +55,30 @@ def _head(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _banner(report: dict[str, Any]) -> list[str]:
+    failed = [check["name"] for check in report["checks"] if not check["passed"]]
+    if not failed:
+        return []
+    names = ", ".join(f"`{name}`" for name in failed)
+    return [
+        f"> **{len(failed)} of {len(report['checks'])} checks failed** ({names}): do not rely on these numbers.",
+        "",
+    ]
+
+
 def _meaning(report: dict[str, Any]) -> list[str]:
-    asked = {row["threat_model"] for row in report["rows"]}
-    measured = [model for model in ThreatModel if model.value in asked]
+    found = measured(report["rows"])
     classifier, purifier = report["classifier"], report["purifier"]
     lines = [
         "**Gray-box accuracy is not robustness.** It says what happens to an attacker who never hears of the purifier; "
-        "only the white-box lines bear on one who does, and they are an upper bound: a stronger attack may find more.",
+        "only the white-box column bears on one who does, and it is an upper bound: a stronger attack may find more.",
         "",
-        *(f"- A {_words(model)} attacker {model.knowledge}." for model in measured),
-        "- `worst`: an image counts only if it is classified right untouched and under every attack of the line. "
+        *(f"- A {words(model)} attacker {model.knowledge}." for model in found),
+        "- Worst case: an image counts only if it is classified right untouched and under every attack of that kind. "
         "A white-box attacker may use the gray-box images too.",
         f"- `{UNDEFENDED}` is the bare classifier: there is no purifier to know, so both attackers get one number.",
     ]
-    if ThreatModel.WHITE_BOX not in measured:
+    if ThreatModel.WHITE_BOX not in found:
         lines.append("- White-box attacks were **not measured** here: nothing in this report speaks of robustness.")
     lines += [
         "",
@@ -78,25 +88,61 @@ def _meaning(report: dict[str, Any]) -> list[str]:
     if purifier["codebook_usage"]:
         shares = ", ".join(f"{share:.0%}" for share in purifier["codebook_usage"])
         lines.append(f"Codes in use, finest quantizer first: {shares}.")
-    lines.append(f"Kept by the training: {report['selection']}, with averaged weights.")
+    if "selection" in report:
+        lines.append(f"Kept by the training: {report['selection']}, with averaged weights.")
     return [*lines, ""]
+
+
+def _heat_maps(report: dict[str, Any]) -> list[str]:
+    """Attack × defence, one table for each budget."""
+    rows = report["rows"]
+    names = summary.defenses(rows)
+    lines = ["## Attack by attack", ""]
+    for budget in summary.budgets(rows):
+        table = [["attacker", "attack", *names]]
+        for model, attacks in summary.heat_map(rows, budget).items():
+            for attack, cells in attacks:
+                shares = [summary.MISSING if row is None else percent(row["accuracy"]) for row in cells.values()]
+                table.append([words(model), attack, *shares])
+        lines += [f"Accuracy in %, epsilon {radius(budget)}:", "", _table(table, numbers=len(names)), ""]
+    return lines
+
+
+def _gradients(report: dict[str, Any]) -> list[str]:
+    """What each gradient through the quantizer left; nothing where only one was tried."""
+    found = summary.gradients(report["rows"])
+    if not found:
+        return []
+    names = list(dict.fromkeys(name for _, variants, _ in found for name in variants))
+    table = [["defence", "attack", "epsilon", *names]]
+    for row, variants, least in found:
+        shares = {k: f"**{percent(share)}**" if share == least else percent(share) for k, share in variants.items()}
+        cells = [shares.get(name, summary.MISSING) for name in names]
+        table.append([row["defense"], row["attack"], radius((row["norm"], row["epsilon"])), *cells])
+    return [
+        "## White-box: which gradient",
+        "",
+        "Accuracy in % that each gradient leaves; the strongest counts for each image.",
+        "",
+        _table(table, numbers=len(names)),
+        "",
+    ]
 
 
 def _rows(report: dict[str, Any]) -> list[str]:
     lines = [["defence", "attacker", "attack", "epsilon", "steps", "n", "accuracy", "seconds"]]
     for row in report["rows"]:
         is_bare = row["defense"] == UNDEFENDED or row["attack"] == CLEAN
-        attacker = "–" if is_bare else _words(ThreatModel(row["threat_model"]))
-        radius = _radius(row["norm"], row["epsilon"])
+        attacker = summary.MISSING if is_bare else words(ThreatModel(row["threat_model"]))
         lines.append(
             [
                 row["defense"],
                 attacker,
                 row["attack"],
-                radius,
+                radius((row["norm"], row["epsilon"])),
                 str(row["steps"]),
                 str(row["n"]),
-                _cell(row),
+                cell(row),
                 f"{row['seconds']:.1f}",
             ]
         )
@@ -105,7 +151,7 @@ def _rows(report: dict[str, Any]) -> list[str]:
 
 def _checks(report: dict[str, Any]) -> list[str]:
     """Each check, the failed ones first."""
-    found = sorted(report["checks"], key=lambda check: check["passed"])
+    found = failed_first(report["checks"])
     failed = sum(not check["passed"] for check in found)
     verdict = f"{failed} of {len(found)} failed: read the numbers above with that in mind." if failed else "All passed."
     lines = [["check", "", "what was seen"]]
@@ -114,42 +160,15 @@ def _checks(report: dict[str, Any]) -> list[str]:
 
 
 def _again(report: dict[str, Any]) -> list[str]:
-    host = report["host"]
-    machine = ", ".join([f"{host['processor']}, {host['cores']} cores", *host["accelerators"]])
     return [
         "## The same numbers again",
         "",
         f"    {report['command']}",
         "",
         f"Seed {report['seed']}; {'; '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
-        f"Measured on {machine}.",
+        f"Measured on {summary.machine(report['host'])}.",
         "",
     ]
-
-
-def _find(rows: Iterable[Row], defense: str, attack: str, threat_model: str | None = None) -> Row | None:
-    for row in rows:
-        if row["defense"] == defense and row["attack"] == attack and threat_model in (None, row["threat_model"]):
-            return row
-    return None
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-
-
-def _radius(norm: str, epsilon: float) -> str:
-    levels = round(255 * epsilon)
-    is_level = norm == "linf" and levels and abs(255 * epsilon - levels) < 1e-6 and epsilon != round(epsilon, 2)
-    text = f"{levels}/255" if is_level else f"{epsilon:.4g}"
-    return text if norm == "linf" else f"{text} ({norm})"
-
-
-def _words(model: ThreatModel) -> str:
-    return model.value.replace("_", "-")
 
 
 def _table(lines: Sequence[Sequence[str]], numbers: int = 0) -> str:

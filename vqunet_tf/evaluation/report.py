@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,12 @@ import tensorflow as tf
 
 from vqunet_tf.config import SELECTIONS, Config
 from vqunet_tf.errors import UserError
-from vqunet_tf.evaluation import markdown
+from vqunet_tf.evaluation import classes, markdown
 from vqunet_tf.evaluation.measure import Evaluation
+from vqunet_tf.evaluation.rows import UNDEFENDED
+from vqunet_tf.evaluation.summary import without_paths
 from vqunet_tf.runs import write_text
+from vqunet_tf.threat import ThreatModel
 
 SCHEMA = 1
 _PACKAGES = ("tensorflow", "keras", "cleverhans", "numpy")
@@ -29,7 +33,13 @@ def build(
     """Returns report.json as a dict.
 
     classifier, purifier: from `describe`. command: what to type for the same numbers again.
+    `per_class` is there if the evaluation kept all true classes.
     """
+    truth = classes.truth(evaluation)
+    known = len(config.data.class_names)
+    extra = {}
+    if truth is not None:
+        extra["per_class"] = classes.per_class(evaluation.outcomes, truth, evaluation.threat_models, known)
     return {
         "schema": SCHEMA,
         "dataset": Path(config.data.dataset).name,  # of a folder its name: where it lies is nobody's business
@@ -41,7 +51,10 @@ def build(
         "purifier": purifier,
         "rows": evaluation.rows,
         "checks": [asdict(check) for check in evaluation.checks],
+        **extra,
         "command": command,
+        "config": without_paths(asdict(config)),
+        "seconds": round(_seconds(evaluation), 1),
         "host": host(),
         "versions": versions(),
     }
@@ -58,7 +71,7 @@ def make_folder(folder: Path) -> Path:
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     """Writes report.json and report.md; readers see the old files or the new ones."""
-    write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "report.json", _on_lines(report) + "\n")
     write_text(folder / "report.md", markdown.render(report))
 
 
@@ -80,6 +93,27 @@ def versions() -> dict[str, str]:
     own = getattr(sys.modules[__name__.partition(".")[0]], "__version__", "unknown")
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "vqunet_tf": own, **found}
+
+
+def _seconds(evaluation: Evaluation) -> float:
+    """How long it took; where the evaluation did not say, what its attacks took, each counted once."""
+    told = getattr(evaluation, "seconds", None)
+    if told is not None:
+        return float(told)
+    spent: dict[Any, float] = {}
+    for o in evaluation.outcomes:
+        # Images that were made for the bare classifier are shown to every defence.
+        victim = o.defense if o.threat_model is ThreatModel.WHITE_BOX else UNDEFENDED
+        key = (o.attack, o.threat, o.threat_model, victim)
+        spent[key] = max(spent.get(key, 0.0), o.seconds)
+    return sum(spent.values())
+
+
+def _on_lines(report: dict[str, Any]) -> str:
+    """Indented JSON, each list of numbers on one line."""
+    text = json.dumps(report, indent=1, allow_nan=False)
+    number = r"(?:-?\d[-+.eE\d]*|null)"
+    return re.sub(rf"\[\n\s+({number}(?:,\s+{number})*)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def _processor() -> str:

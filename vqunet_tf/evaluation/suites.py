@@ -1,26 +1,167 @@
-"""Which attacks an evaluation runs, by the name of a suite or one by one."""
+"""Which attacks an evaluation runs, with which gradients and by whom, by the name of a suite or one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vqunet_tf import attacks
 from vqunet_tf.attacks import Attack
-from vqunet_tf.errors import choice
-from vqunet_tf.threat import Threat
+from vqunet_tf.errors import UserError, choice
+from vqunet_tf.evaluation.victims import VARIANTS
+from vqunet_tf.threat import Threat, ThreatModel
 
-# Suite → names of attacks.
-SUITES: dict[str, tuple[str, ...]] = {
+# Attacks that have no gradient of the victim: they see answers, or images of other models, or nothing.
+BLACK_BOX = ("square", "hopskipjump", "transfer", "noise")
+TRANSFER = "transfer"
+
+_GRADIENT = ("fgsm", "bim", "pgd", "pgd_targeted", "mim", "apgd_ce", "apgd_dlr", "cw_l2", "deepfool")
+
+# Hours for a thousand images: the first few are enough to see whether gradients hide something.
+_SLOW = {"square": 200, "hopskipjump": 50}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Names of attacks for each threat model, and how far each goes.
+
+    variants: attack → the gradients with which it is made white-box (see `victims.py`), of which a victim offers some;
+        an attack that is not named takes the first one that the victim offers.
+    defenses: measured where none are named; None stands for all that can be built.
+    limits: attack → the largest number of images it meets.
+    """
+
+    gray: tuple[str, ...] = ()
+    white: tuple[str, ...] = ()
+    black: tuple[str, ...] = ()
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    defenses: tuple[str, ...] | None = ("none", "vqunet")
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+    def names(self, model: ThreatModel) -> tuple[str, ...]:
+        """The attacks of one threat model."""
+        by_model = (
+            (ThreatModel.GRAY_BOX, self.gray),
+            (ThreatModel.WHITE_BOX, self.white),
+            (ThreatModel.BLACK_BOX, self.black),
+        )
+        return dict(by_model)[model]
+
+    def models(self) -> list[ThreatModel]:
+        """The threat models that have attacks, as reports order them."""
+        return [model for model in ThreatModel if self.names(model)]
+
+
+_ADAPTIVE = Suite(
+    # What is made white-box is made against the bare classifier too: there it must be seen to work.
+    gray=("fgsm", "pgd", "pgd_targeted", "apgd_ce", "apgd_dlr"),
+    white=("fgsm", "pgd", "pgd_targeted", "apgd_ce", "apgd_dlr"),
+    black=BLACK_BOX,
+    variants={"pgd": VARIANTS},
+    limits=_SLOW,
+)
+
+SUITES: dict[str, Suite] = {
     # Minutes on two cores; enough to see a purifier work, not to call it robust.
-    "quick": ("fgsm", "pgd", "pgd_targeted"),
+    "quick": Suite(gray=("fgsm", "pgd", "pgd_targeted"), white=("fgsm", "pgd")),
+    "standard": Suite(
+        gray=_GRADIENT,
+        white=("fgsm", "pgd", "apgd_ce", "apgd_dlr"),
+        variants={"pgd": ("straight_through", "own", "identity", "unquantized")},
+        defenses=None,
+    ),
+    "adaptive": _ADAPTIVE,
+    "full": dataclasses.replace(_ADAPTIVE, gray=_GRADIENT, defenses=None),
 }
 
 
-def build(suite: str, names: Sequence[str], threats: Sequence[Threat], steps: int) -> list[Attack]:
-    """Returns the attacks of a suite, or those named, within each threat.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The attacks of one evaluation, each with its budget.
+
+    gray, white: by their order. black: those on the victim's answers. carried: made on surrogates, to be carried over.
+    suite: where variants and limits are.
+    """
+
+    gray: tuple[Attack, ...]
+    white: tuple[Attack, ...]
+    black: tuple[Attack, ...] = ()
+    carried: tuple[Attack, ...] = ()
+    suite: Suite = field(default_factory=Suite)
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """All of them."""
+        return [*self.gray, *self.white, *self.black, *self.carried]
+
+    @property
+    def models(self) -> list[ThreatModel]:
+        """The threat models that there are attacks for."""
+        found = {
+            ThreatModel.GRAY_BOX: self.gray,
+            ThreatModel.WHITE_BOX: self.white,
+            ThreatModel.BLACK_BOX: self.black + self.carried,
+        }
+        return [model for model, chosen in found.items() if chosen]
+
+
+def suite(name: str, names: Sequence[str] = ()) -> Suite:
+    """Returns the suite `name`, or with `names` one that runs these attacks as that suite would.
+
+    An attack that follows gradients is made gray-box and white-box, another black-box. Unknown names raise a
+    `UserError` that lists the known ones.
+    """
+    found = SUITES[choice("suite", name, SUITES)]
+    if not names:
+        return found
+    chosen = tuple(choice("attack", each, attacks.ATTACKS) for each in dict.fromkeys(names))
+    follows = tuple(each for each in chosen if each not in BLACK_BOX)
+    return dataclasses.replace(
+        found,
+        gray=follows,
+        white=follows,
+        black=tuple(each for each in chosen if each in BLACK_BOX),
+        # Asked for by name, a slow attack is still slow: the limits stay, whatever the suite.
+        limits=_SLOW if any(each in _SLOW for each in chosen) else found.limits,
+    )
+
+
+def build(name: str, names: Sequence[str], threats: Sequence[Threat], steps: int) -> Plan:
+    """Returns the attacks of a suite, or those named, each within the threats whose norm it has.
 
     names: overrides the suite unless empty. steps: of the iterated attacks.
-    Unknown names raise a `UserError` that lists the known ones.
+    threats: of several norms an attack takes the first that it has, linf before l2.
+
+    Unknown names, and an attack without any of the norms, raise a `UserError`.
     """
-    chosen = names or SUITES[choice("suite", suite, SUITES)]
-    return [attacks.build(name, threat, steps) for threat in dict.fromkeys(threats) for name in dict.fromkeys(chosen)]
+    if not threats:
+        raise UserError("expected at least one radius to attack within, got none")
+    chosen = suite(name, names)
+    made: dict[str, list[Attack]] = {
+        each: _within(each, threats, steps) for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
+    }
+
+    def of(some: Sequence[str]) -> tuple[Attack, ...]:
+        # Radius by radius, so that the first rows of a report are there first.
+        ordered = dict.fromkeys(threats)
+        return tuple(attack for threat in ordered for each in some for attack in made[each] if attack.threat == threat)
+
+    return Plan(
+        gray=of(chosen.gray),
+        white=of(chosen.white),
+        black=of([each for each in chosen.black if each != TRANSFER]),
+        carried=of([each for each in chosen.black if each == TRANSFER]),
+        suite=chosen,
+    )
+
+
+def _within(name: str, threats: Sequence[Threat], steps: int) -> list[Attack]:
+    """One attack for each threat of the first norm that the attack has."""
+    # What is carried over is crafted by momentum, which carries over best (Dong et al. 2017, arXiv 1710.06081).
+    made = "mim" if name == TRANSFER else name
+    for norm in attacks.ATTACKS[made].norms:
+        found = [threat for threat in dict.fromkeys(threats) if threat.norm == norm]
+        if found:
+            return [attacks.build(made, threat, steps) for threat in found]
+    return [attacks.build(made, threats[0], steps)]  # raises: it has none of these norms

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from vqunet_tf.errors import Interrupted, UserError
+from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.training.batches import Batches
 
 _KEPT = 2  # the newest, and one to fall back to
@@ -35,7 +36,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     Args:
         folder: where the checkpoints of all stages lie.
-        stage: `classifier` or `purifier`.
+        stage: `classifier`, `purifier` or the name of a baseline.
         batches: what the model is trained on.
         keepers: what else is saved, by name.
         stop: asked after every call of the backend; a truth saves and raises `Interrupted`.
@@ -167,9 +168,14 @@ class _Others:
             variable.assign(state[str(i)])
 
 
-def remove(folder: Path) -> None:
-    """Deletes what training keeps for a resume, and the folder if nothing else is in it."""
-    for pattern in ("classifier.*", "purifier.*", "part.*", "adversaries.*"):
+def remove(folder: Path, unfinished: Collection[str] = ()) -> None:
+    """Deletes what training keeps for a resume, and the folder if nothing else is in it.
+
+    Checkpoints of stages that are `unfinished` stay, if there are any, and with them the training adversaries.
+    """
+    begun = [stage for stage in unfinished if any(folder.glob(f"{stage}.*"))]
+    stages = [stage for stage in ("classifier", "purifier", *ABLATIONS) if stage not in begun]
+    for pattern in [*(f"{stage}.*" for stage in stages), "part.*", *(() if begun else ("adversaries.*",))]:
         for path in folder.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path)

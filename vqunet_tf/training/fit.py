@@ -1,9 +1,9 @@
-"""From a configuration to a run folder: classifier, training adversaries, purifier; each stage resumes."""
+"""From a configuration to a run folder: classifier, training adversaries, purifier, baselines; each stage resumes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,23 @@ import keras
 import numpy as np
 
 from vqunet_tf import backend, data, runs
-from vqunet_tf.config import Config
-from vqunet_tf.errors import UserError, choice
+from vqunet_tf.config import Config, PurifierConfig
+from vqunet_tf.errors import choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
-from vqunet_tf.models.vector_quantizer import GRADIENTS
+from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import checkpoints, crafting, devices, loop, selection, tensorboard, workers
+from vqunet_tf.training import checkpoints, crafting, devices, given, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
 from vqunet_tf.training.interruption import Interruption
 from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective, GrayBoxObjective
-
-OBJECTIVES = ("gray_box", "adaptive")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 _GRID = 8  # validation images that TensorBoard shows before and after
 
 Say = Callable[[str], Any]
 
 
-def train(config: Config, run: RunFolder, say: Say) -> None:
+def train(config: Config, run: RunFolder, say: Say, baselines: Sequence[str] = ()) -> None:
     """Trains whatever the run folder lacks; the same call again goes on where the last one stopped.
 
     SIGTERM and Ctrl-C save a checkpoint first and raise `errors.Interrupted`.
@@ -41,29 +38,33 @@ def train(config: Config, run: RunFolder, say: Say) -> None:
         config: what to train, on which data.
         run: where everything is written.
         say: called with one line per finished stage, and per warning.
+        baselines: ablations to train beside the purifier, by name: on the same data and training adversaries, for the
+            same objective and as many epochs.
     """
+    for name in baselines:
+        choice("baseline", name, ABLATIONS)
     devices.start(config.training.strategy, say)
     with workers.loss_is_an_error(run.checkpoints):
-        _train(config, run, say)
+        _train(config, run, say, tuple(dict.fromkeys(baselines)))
 
 
-def _train(config: Config, run: RunFolder, say: Say) -> None:
-    _refuse_impossible(config)
+def _train(config: Config, run: RunFolder, say: Say, baselines: tuple[str, ...]) -> None:
+    given.refuse_impossible(config)
     if run.config.exists():
         run.create(config)  # refuses another configuration before any data are read
-        if run.classifier.exists() and run.purifier.exists():
+        if all(path.exists() for path in (run.classifier, run.purifier, *map(run.baseline, baselines))):
             say(f"nothing to do: {run.path} holds a finished run")
             _clean_up(run)
             return
 
     split, held_out = data.load(config.data, "train"), data.load(config.data, "validation")
     config = config.replace({"data.image_shape": split.images.shape[1:], "data.class_names": split.class_names})
-    given = None
+    classifier = None
     if config.classifier.path and not run.classifier.exists():
-        given = _given_classifier(config, held_out.images[:64], say)
+        classifier = given.classifier_of(config, held_out.images[:64], say)
     elif not config.classifier.path and not run.classifier.exists():
-        _refuse_classifier(config)
-    start = _given_start(config) if config.training.start and not run.purifier.exists() else None
+        given.refuse_classifier(config)
+    missing = _missing(config, run, baselines, say)
     with workers.chief_first():
         workers.appears(run.config)
         run.create(config)
@@ -73,7 +74,7 @@ def _train(config: Config, run: RunFolder, say: Say) -> None:
         backend.make_deterministic()
     try:
         with Interruption() as interruption:
-            _Stages(config, run, split, held_out, say, interruption).train(given, start)
+            _Stages(config, run, split, held_out, say, interruption).train(classifier, missing, baselines)
     finally:
         keras.config.set_dtype_policy(policy)
     workers.wait()
@@ -81,70 +82,38 @@ def _train(config: Config, run: RunFolder, say: Say) -> None:
 
 
 def _clean_up(run: RunFolder) -> None:
-    """Removes what a finished run does not need."""
+    """Removes what finished stages do not need; a baseline that was interrupted can still go on."""
     if devices.is_chief():
-        checkpoints.remove(run.checkpoints)
+        checkpoints.remove(run.checkpoints, unfinished=[name for name in ABLATIONS if not run.baseline(name).exists()])
 
 
-def _refuse_impossible(config: Config) -> None:
-    """Raises a `UserError` for settings with which nothing can be trained, before hours are spent on the rest."""
-    training = config.training
-    choice("objective", training.objective, OBJECTIVES)
-    choice("precision", training.precision, PRECISIONS)
-    # Not the identity: it lets vectors through unquantized, and nothing would learn to live with the codes.
-    choice("configuration training.gradient", training.gradient, [name for name in GRADIENTS if name != "identity"])
-    replicas = devices.replicas(training.strategy)
-    for name in ("accumulate", "steps_per_execution"):
-        if replicas > 1 and getattr(training, name) > 1:
-            raise UserError(
-                f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
-                f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
-            )
-    try:
-        VQUNet(**dataclasses.asdict(config.purifier), channels=1)
-    except ValueError as error:
-        raise UserError(f"configuration purifier: {error}") from None
+@dataclasses.dataclass(frozen=True)
+class _Purifier:
+    """The purifier of the run, or an ablation of it: where it goes, its sizes, the weights it begins with if not random ones."""
+
+    name: str
+    path: Path
+    settings: PurifierConfig
+    start: VQUNet | None
 
 
-def _refuse_classifier(config: Config) -> None:
-    """Raises a `UserError` for a classifier that cannot be made for these images, or has no such feature layer."""
-    settings, shape = config.classifier, config.data.image_shape
-    model = classifiers.build(settings.name, shape, len(config.data.class_names), settings.widths, settings.blocks)
-    classifiers.with_features(model, shape, settings.feature_layer)
-
-
-def _given_classifier(config: Config, images: np.ndarray, say: Say) -> keras.Model:
-    """The user's own classifier, checked against the data before anything is written."""
-    settings = config.classifier
-    classifier = runs.load_model(str(settings.path))
-    shape, classes = config.data.image_shape, len(config.data.class_names)
-    classifiers.check(classifier, shape, classes, images, str(settings.path), settings.from_probabilities)
-    if settings.from_probabilities:
-        classifier = classifiers.with_logits(classifier, shape)
-        say(
-            "warning: the logarithms of the classifier's probabilities stand for its logits; where a probability rounds "
-            "to 1 its gradient is gone: give a classifier without the last softmax to be attacked honestly"
-        )
-    classifiers.with_features(classifier, shape, settings.feature_layer)
-    return classifier
-
-
-def _given_start(config: Config) -> VQUNet:
-    """The purifier to begin with, of the sizes that the configuration asks for."""
-    purifier = runs.load_model(str(config.training.start))
-    expected = {**dataclasses.asdict(config.purifier), "channels": config.data.image_shape[-1]}
-    if not isinstance(purifier, VQUNet):
-        raise UserError(f"training.start {config.training.start}: expected a VQUNet, got a {type(purifier).__name__}")
-    wanted = VQUNet(**expected).get_config()
-    found_there = purifier.get_config()
-    for name in expected:
-        found = found_there[name]
-        if name not in ("commitment_cost", "decay") and wanted[name] != found:
-            raise UserError(
-                f"training.start {config.training.start}: its {name} is {found!r}, the configuration has {wanted[name]!r}: "
-                f"give --set=purifier.{name}=... as it is there"
-            )
-    return purifier
+def _missing(config: Config, run: RunFolder, baselines: Sequence[str], say: Say) -> list[_Purifier]:
+    """What the folder lacks of the purifier and these baselines; all that they are to begin with is loaded."""
+    found, begin = [], config.training.start
+    for name in ("purifier", *baselines):
+        path = run.baseline(name) if name in ABLATIONS else run.purifier
+        if path.exists():
+            continue
+        settings = ablation(name, config.purifier) if name in ABLATIONS else config.purifier
+        source = Path(begin) if begin else None
+        if source and name in ABLATIONS:
+            source = RunFolder(source.parent).baseline(name)
+            if not source.exists():
+                say(f"warning: {name} begins with random weights, the purifier with {begin}: {source} is not there")
+                source = None
+        start = given.start_of(source, settings, config.data.image_shape[-1]) if source else None
+        found.append(_Purifier(name, path, settings, start))
+    return found
 
 
 class _Stages:
@@ -158,19 +127,22 @@ class _Stages:
         self.replicas = devices.replicas(config.training.strategy)
         self.boards = tensorboard.available() and devices.is_chief()
 
-    def train(self, given: keras.Model | None, start: VQUNet | None) -> None:
-        """Writes classifier.keras and purifier.keras, unless they are there."""
+    def train(self, own: keras.Model | None, missing: Sequence[_Purifier], baselines: Sequence[str]) -> None:
+        """Writes classifier.keras, unless it is there, and what is missing; `own` is the classifier that the user gave."""
         run, count = self.run, len(self.held_out.labels)
-        if given is not None:
-            _save(given, run.classifier)
+        if own is not None:
+            _save(own, run.classifier)
         if not run.classifier.exists():
             self._train_classifier()
         classifier = run.load_classifier()
         self.say(f"classifier: {self._accuracy(classifier):.2%} of {count} validation images")
-        if not run.purifier.exists():
-            self._train_purifier(start)
-        defended = DefendedClassifier(run.load_purifier(), classifier)
-        self.say(f"purified:   {self._accuracy(defended):.2%} of the same images, none of them attacked")
+        todo = {purifier.name: purifier for purifier in missing}
+        for name in ("purifier", *baselines):
+            if name in todo:
+                self._train_purifier(todo[name])
+            trained, label = (run.load_baseline(name), name) if name in ABLATIONS else (run.load_purifier(), "purified")
+            accuracy = self._accuracy(DefendedClassifier(trained, classifier))
+            self.say(f"{label + ':':<11} {accuracy:.2%} of the same images, none of them attacked")
 
     def _train_classifier(self) -> None:
         settings, training, shape = self.config.classifier, self.config.training, self.config.data.image_shape
@@ -198,7 +170,7 @@ class _Stages:
             loop.run(stage, training, self.run, averages, after=boards, stop=stop, say=self.say)
         _save(model, self.run.classifier)
 
-    def _train_purifier(self, start: VQUNet | None) -> None:
+    def _train_purifier(self, wanted: _Purifier) -> None:
         config, training = self.config, self.config.training
         prepare: list[keras.callbacks.Callback] = []
         if training.objective == "adaptive":
@@ -211,9 +183,9 @@ class _Stages:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)
         with devices.scope(training.strategy):
-            purifier = VQUNet(**dataclasses.asdict(config.purifier), channels=config.data.image_shape[-1])
-            if start is not None:
-                purifier.set_weights(start.get_weights())
+            purifier = VQUNet(**dataclasses.asdict(wanted.settings), channels=config.data.image_shape[-1])
+            if wanted.start is not None:
+                purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
             classifier = self.run.load_classifier()
             classifier.trainable = False
@@ -224,7 +196,7 @@ class _Stages:
                 else GrayBoxObjective(purifier, guide, training)
             )
             stage = loop.Stage(
-                name="purifier",
+                name=wanted.name,
                 objective=objective,
                 trained=purifier,
                 batches=batches,
@@ -243,7 +215,7 @@ class _Stages:
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
         purifier.set_gradient("straight_through")
-        _save(purifier, self.run.purifier)
+        _save(purifier, wanted.path)
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
         training = self.config.training

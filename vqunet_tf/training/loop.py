@@ -23,7 +23,7 @@ from vqunet_tf.training.selection import Selection
 class Stage:
     """What is trained how long.
 
-    name: `classifier` or `purifier`.
+    name: `classifier`, `purifier` or that of a baseline.
     trained: the model inside the objective that learns.
     muon: as in `optimizers.build`.
     """

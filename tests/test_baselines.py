@@ -1,0 +1,164 @@
+"""The ablations that are trained beside a purifier: same data, adversaries and budget, and they resume."""
+
+import hashlib
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from test_interruption import assert_same_weights, stop_after
+from test_runs import losses_of, save_linear, silent, tiny
+
+from trainers import train
+from vqunet_tf import defenses
+from vqunet_tf.errors import Interrupted, UserError
+from vqunet_tf.recipes import ABLATIONS
+from vqunet_tf.runs import RunFolder, save_model
+from vqunet_tf.training import adversaries, batches, fit
+
+NAMES = ("unet", "vqvae", "dae")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Two epochs of two steps, with averages over half of them, for a classifier of one layer."""
+    path = tmp_path_factory.mktemp("given") / "mine.keras"
+    save_linear(path)
+    return tiny(**{"classifier.path": str(path), "training.average": 0.5, "training.selection": "last"})
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """A run with all three, in one go; and what was crafted and trained on on the way."""
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "whole")
+    seen = {"crafted": [], "trained_on": []}
+    craft, init = adversaries.craft, batches.GrayBoxBatches.__init__
+
+    def crafting(*args):
+        seen["crafted"].append(craft(*args))
+        return seen["crafted"][-1]
+
+    def beginning(self, views, adversarial, *args):
+        seen["trained_on"].append(adversarial)
+        init(self, views, adversarial, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adversaries, "craft", crafting)
+        patch.setattr(batches.GrayBoxBatches, "__init__", beginning)
+        fit.train(small, run, say=silent, baselines=NAMES)
+    return run, seen
+
+
+def copied(run, folder, *lacking):
+    """The same finished run without some of its baselines."""
+    shutil.copytree(run.path, folder)
+    copy = RunFolder(folder)
+    for name in lacking:
+        copy.baseline(name).unlink()
+    return copy
+
+
+def sums(run, *names):
+    paths = [run.classifier, run.purifier, *map(run.baseline, names)]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def test_each_lacks_what_it_should_and_nothing_else(whole):
+    run, _ = whole
+    own = run.load_purifier().get_config()
+    for name in NAMES:
+        model = run.load_baseline(name)
+        found = model.get_config()
+        assert {key: value for key, value in found.items() if value != own[key] and key != "name"} == {
+            key: value for key, value in ABLATIONS[name].items() if value != own[key]
+        }
+        layers = {layer.name for layer in model.graph.layers}
+        assert [layer.name for layer in model.quantizers] == {"unet": [], "vqvae": ["quantizer_1"], "dae": []}[name]
+        assert ("to_codes_0" in layers) == (name == "unet") and "to_codes_1" in layers
+    assert {layer.name for layer in run.load_purifier().quantizers} == {"quantizer_0", "quantizer_1"}
+
+
+def test_all_learn_from_the_same_adversaries_for_as_long(whole):
+    run, seen = whole
+    assert len(seen["crafted"]) == 1 and len(seen["trained_on"]) == 4
+    for adversarial in seen["trained_on"]:
+        np.testing.assert_array_equal(adversarial[0], seen["crafted"][0])
+    rows = losses_of(run)
+    for name in ("purifier", *NAMES):
+        assert {epoch for stage, epoch, _ in rows if stage == name} == {"1", "2"}
+        assert rows[name, "2", "loss"] < rows[name, "1", "loss"]
+        assert (run.tensorboard / name).is_dir()
+    assert ("unet", "1", "codes_used_0") not in rows and ("vqvae", "1", "codes_used_0") in rows
+    assert not run.checkpoints.exists()
+    said = []
+    for baselines in ((), NAMES):
+        fit.train(run.load_config(), run, say=said.append, baselines=baselines)
+    assert said == 2 * [f"nothing to do: {run.path} holds a finished run"]
+
+
+def test_one_that_was_stopped_goes_on_and_touches_nothing_else(small, whole, tmp_path, monkeypatch):
+    expected, seen = whole
+    run = copied(expected, tmp_path / "run", "vqvae")
+    before = sums(run, "unet", "dae")
+    stop_after(monkeypatch, 4)  # once for the batch of crafting, twice for the first epoch, then inside the second
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        fit.train(small, run, say=silent, baselines=["vqvae"])
+    monkeypatch.undo()
+    assert not run.baseline("vqvae").exists()
+    fit.train(small, run, say=silent)  # without it the run is finished, and the checkpoints can wait
+    assert {path.name for path in run.checkpoints.iterdir()} == {"adversaries.0.0.npy", "vqvae.2", "vqvae.3"}
+    crafted_anew = np.load(run.checkpoints / "adversaries.0.0.npy")
+    np.testing.assert_array_equal(crafted_anew, seen["crafted"][0])
+    fit.train(small, run, say=silent, baselines=["vqvae"])
+    assert_same_weights(expected.load_baseline("vqvae"), run.load_baseline("vqvae"))
+    assert sums(run, "unet", "dae") == before and not run.checkpoints.exists()
+    assert set(losses_of(run)) == set(losses_of(expected))
+
+
+def test_a_missing_one_says_how_to_train_it_and_that_works(whole, tmp_path, capsys):
+    run = copied(whole[0], tmp_path / "run", "unet")
+    purifier = run.load_purifier()
+    assert defenses.available(run) == [*defenses.available(), "vqvae", "dae"]
+    with pytest.raises(UserError, match="unet.keras is missing: train it with python -m trainers.train") as refused:
+        defenses.build("unet", purifier, run)
+    command = shlex.split(str(refused.value).partition("python -m ")[2])
+    train.console(command)
+    assert "baselines" in capsys.readouterr().out
+    images = np.random.default_rng(0).random((2, 32, 32, 1), dtype="float32")
+    defense = defenses.build("unet", purifier, run)
+    np.testing.assert_allclose(defense(images), run.load_baseline("unet")(images), atol=1e-6)
+    assert defense.differentiable and defenses.available(run) == list(defenses.DEFENSES)
+
+
+def test_another_model_under_its_name_is_refused(whole, tmp_path):
+    run = copied(whole[0], tmp_path / "run")
+    save_model(run.load_purifier(), run.baseline("dae"))
+    with pytest.raises(
+        UserError, match="expected a dae with quantize=False, skips=False, channels=1, got quantize=True, "
+    ):
+        defenses.build("dae", run.load_purifier(), run)
+    save_model(run.load_classifier(), run.baseline("dae"))
+    with pytest.raises(UserError, match="expected a dae, got a Functional"):
+        defenses.build("dae", run.load_purifier(), run)
+
+
+def test_they_begin_where_those_beside_the_first_purifier_ended(small, whole, tmp_path):
+    first = copied(whole[0], tmp_path / "first", "dae")
+    config = small.replace({"training.start": str(first.purifier), "data.image_shape": [32, 32, 1]})
+    said = []
+    found = {wanted.name: wanted for wanted in fit._missing(config, RunFolder(tmp_path / "second"), NAMES, said.append)}
+    assert list(found) == ["purifier", *NAMES]
+    assert_same_weights(first.load_purifier(), found["purifier"].start)
+    assert_same_weights(first.load_baseline("unet"), found["unet"].start)
+    assert found["dae"].start is None and len(said) == 1
+    assert said[0].startswith("warning: dae begins with random weights, the purifier with ")
+    other = config.replace({"purifier.widths": [8, 24]})
+    with pytest.raises(UserError, match=r"purifier.keras: its widths is \(8, 16\), the configuration has \(8, 24\)"):
+        fit._missing(other, RunFolder(tmp_path / "second"), NAMES, said.append)
+
+
+def test_an_unknown_one_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.console(["train", "--dataset=digits", "--baselines=unet,hgd", f"--run_dir={tmp_path / 'run'}"])
+    assert ended.value.code == 2 and not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == "error: unknown baseline 'hgd': expected one of dae, unet, vqvae\n"

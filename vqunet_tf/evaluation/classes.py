@@ -1,0 +1,57 @@
+"""Accuracy class by class: clean, purified, and in the worst case of each attacker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED, WORST, Outcome, attackers, threats, worst_case
+from vqunet_tf.evaluation.summary import protagonist
+from vqunet_tf.threat import ThreatModel
+
+
+def per_class(
+    outcomes: Sequence[Outcome], truth: np.ndarray, threat_models: Iterable[ThreatModel], classes: int = 0
+) -> dict[str, Any]:
+    """The entry `per_class` of report.json: how many images of each class, and the share classified right.
+
+    truth: `[N]` true classes, in the order of each outcome's `correct`. classes: how many there are, if some
+    may not occur. Only the undefended classifier and the defence that the report is about.
+
+    Returns `n`, one number per class, and `rows` with `accuracy`, one share per class, None where n is 0.
+    """
+    n = np.bincount(truth, minlength=classes)
+    names = list(dict.fromkeys(outcome.defense for outcome in outcomes))
+    rows = []
+    for name in dict.fromkeys((UNDEFENDED, protagonist(names))):
+        own = [outcome for outcome in outcomes if outcome.defense == name]
+        untouched = next((outcome for outcome in own if outcome.attack == CLEAN), None)
+        if untouched is not None:
+            rows.append(_row(untouched, CLEAN, truth, n))
+        for model in threat_models:
+            for threat in threats(outcome for outcome in own if outcome.threat_model is model):
+                worst = worst_case(attackers(outcomes, name, model, threat), model)
+                rows.append(_row(worst, WORST, truth, n))
+    return {"n": n.tolist(), "rows": rows}
+
+
+def truth(evaluation: Any) -> np.ndarray | None:
+    """The true class of every image of an evaluation, if it kept them."""
+    found = getattr(evaluation, "truth", None)
+    found = evaluation.labels if found is None else found
+    return np.asarray(found) if len(found) == evaluation.n else None
+
+
+def _row(outcome: Outcome, attack: str, truth: np.ndarray, n: np.ndarray) -> dict[str, Any]:
+    seen = truth[: len(outcome.correct)]  # a slow attack meets the first images only
+    right, n = np.bincount(seen[outcome.correct], minlength=len(n)), np.bincount(seen, minlength=len(n))
+    return {
+        "defense": outcome.defense,
+        "attack": attack,
+        "norm": outcome.threat.norm,
+        "epsilon": outcome.threat.epsilon,
+        "threat_model": outcome.threat_model.value,
+        "accuracy": [int(k) / int(total) if total else None for k, total in zip(right, n, strict=True)],
+    }

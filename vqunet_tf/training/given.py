@@ -1,0 +1,82 @@
+"""What a run is asked for and given, checked before anything is written and hours are spent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from vqunet_tf import runs
+from vqunet_tf.config import Config, PurifierConfig
+from vqunet_tf.errors import UserError, choice
+from vqunet_tf.models import VQUNet, classifiers
+from vqunet_tf.models.vector_quantizer import GRADIENTS
+from vqunet_tf.training import devices
+
+OBJECTIVES = ("gray_box", "adaptive")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def refuse_impossible(config: Config) -> None:
+    """Raises a `UserError` for settings with which nothing can be trained, before hours are spent on the rest."""
+    training = config.training
+    choice("objective", training.objective, OBJECTIVES)
+    choice("precision", training.precision, PRECISIONS)
+    # Not the identity: it lets vectors through unquantized, and nothing would learn to live with the codes.
+    choice("configuration training.gradient", training.gradient, [name for name in GRADIENTS if name != "identity"])
+    replicas = devices.replicas(training.strategy)
+    for name in ("accumulate", "steps_per_execution"):
+        if replicas > 1 and getattr(training, name) > 1:
+            raise UserError(
+                f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
+                f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
+            )
+    try:
+        VQUNet(**dataclasses.asdict(config.purifier), channels=1)
+    except ValueError as error:
+        raise UserError(f"configuration purifier: {error}") from None
+
+
+def refuse_classifier(config: Config) -> None:
+    """Raises a `UserError` for a classifier that cannot be made for these images, or has no such feature layer."""
+    settings, shape = config.classifier, config.data.image_shape
+    model = classifiers.build(settings.name, shape, len(config.data.class_names), settings.widths, settings.blocks)
+    classifiers.with_features(model, shape, settings.feature_layer)
+
+
+def classifier_of(config: Config, images: np.ndarray, say: Callable[[str], Any]) -> keras.Model:
+    """The user's own classifier, checked against the data before anything is written."""
+    settings = config.classifier
+    classifier = runs.load_model(str(settings.path))
+    shape, classes = config.data.image_shape, len(config.data.class_names)
+    classifiers.check(classifier, shape, classes, images, str(settings.path), settings.from_probabilities)
+    if settings.from_probabilities:
+        classifier = classifiers.with_logits(classifier, shape)
+        say(
+            "warning: the logarithms of the classifier's probabilities stand for its logits; where a probability rounds "
+            "to 1 its gradient is gone: give a classifier without the last softmax to be attacked honestly"
+        )
+    classifiers.with_features(classifier, shape, settings.feature_layer)
+    return classifier
+
+
+def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
+    """The purifier to begin with, of the sizes that are asked for."""
+    purifier = runs.load_model(path)
+    expected = {**dataclasses.asdict(settings), "channels": channels}
+    if not isinstance(purifier, VQUNet):
+        raise UserError(f"training.start {path}: expected a VQUNet, got a {type(purifier).__name__}")
+    wanted = VQUNet(**expected).get_config()
+    found_there = purifier.get_config()
+    for name in expected:
+        found = found_there[name]
+        if name not in ("commitment_cost", "decay") and wanted[name] != found:
+            raise UserError(
+                f"training.start {path}: its {name} is {found!r}, the configuration has {wanted[name]!r}: "
+                f"give --set=purifier.{name}=... as it is there"
+            )
+    return purifier
