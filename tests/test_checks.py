@@ -552,9 +552,17 @@ def test_quantizers_that_are_not_what_protects_are_found_out(problem):
 
 
 def test_what_was_measured_is_not_asked_again(problem):
+    classifier, images, labels = problem
+    bench = types.SimpleNamespace(
+        victims={"none": classifier, "vqunet": classifier}, images=images, labels=labels, batch_size=N, seed=0
+    )
     noise = _outcome(0.9, "noise", **_BLACK, n=N)
-    assert "noise_weaker_than_gradients" not in _suspicions(problem, _quantized(), [_outcome(0.5, n=N), noise])
-    assert probes.run(types.SimpleNamespace(victims={"none": None}, images=problem[1])) == []
+    for outcomes, asked in (([_outcome(0.5)], True), ([_outcome(0.5), noise], False)):
+        names = [check.name for check in probes.run(bench, outcomes)]
+        assert ("noise_weaker_than_gradients" in names) is asked
+        assert "falls_without_quantizers" not in names  # it has none
+    assert probes.run(types.SimpleNamespace(victims={"none": None}, images=images), [_outcome(0.5)]) == []
+    assert probes.run(bench, [_outcome(0.9, "none")]) == []  # no budget
 
 
 def test_the_probed_budget_is_the_one_that_tells_most():
