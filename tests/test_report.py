@@ -182,6 +182,7 @@ def test_report_json_has_the_schema_that_others_read(finished, tmp_path):
         "host": dict,
         "versions": dict,
         # beyond what is fixed
+        "notes": list,
         "per_class": dict,
         "config": dict,
         "seconds": float,
@@ -235,6 +236,26 @@ def test_classes_are_counted_as_numpy_counts_them(finished, evaluation):
         whole = sum(n * share for n, share in zip(found["n"], row["accuracy"], strict=True) if n) / N
         same = {k: row[k] for k in ("defense", "attack", "epsilon", "threat_model")}
         assert whole == pytest.approx(_row(finished["rows"], **same)["accuracy"])
+
+
+def test_an_attack_that_met_few_images_says_so(config, evaluation, finished):
+    few = next(o for o in evaluation.outcomes if (o.defense, o.attack, o.threat.epsilon) == ("jpeg", "pgd", 0.3))
+    few = dataclasses.replace(few, attack="square", threat_model=BLACK, correct=few.correct[:11])
+    outcomes = (*evaluation.outcomes, few)
+    models = tuple(ThreatModel)
+    changed = {"outcomes": outcomes, "threat_models": models, "rows": rows.rows(outcomes, models)}
+    changed["notes"] = ("square met the first 11 images only",)
+    made = SimpleNamespace(**{**vars(evaluation), **changed})
+    found = report.build(config, made, finished["classifier"], finished["purifier"], command="x")
+    tree = Tree(html.render(found, NAMES))
+    row = _row(found["rows"], defense="jpeg", attack="worst", epsilon=0.3, threat_model="black_box")
+    text = f"{summary.percent(row['accuracy'])}{summary.interval(row)}n = 11"
+    assert tree.table("headline")[-1][-1] == text
+    assert [item.text for item in tree.all("li")][0] == found["notes"][0]
+    assert found["notes"][0] in markdown.render(found)
+    counted = classes.per_class([o for o in outcomes if o.defense == "jpeg"], evaluation.truth, models, 4)
+    row = _row(counted["rows"], threat_model="black_box", attack="worst")
+    assert row["n"] == [int((evaluation.truth[:11] == k).sum()) for k in range(4)]
 
 
 def test_without_all_true_classes_there_is_no_table_of_classes(config, evaluation, finished):

@@ -45,7 +45,7 @@ def headline(report: dict[str, Any]) -> str:
 
 def _head(report: dict[str, Any]) -> list[str]:
     classifier, purifier = report["classifier"], report["purifier"]
-    n = report["rows"][0]["n"]
+    n = max(row["n"] for row in report["rows"])
     return [
         f"# {report['dataset']}: accuracy under attack",
         "",
@@ -80,6 +80,7 @@ def _meaning(report: dict[str, Any]) -> list[str]:
     ]
     if ThreatModel.WHITE_BOX not in found:
         lines.append("- White-box attacks were **not measured** here: nothing in this report speaks of robustness.")
+    lines += [f"- Note: {note}." for note in report.get("notes", [])]
     lines += [
         "",
         f"On all {classifier['n']} clean test images: {classifier['accuracy']:.2%} without, "
