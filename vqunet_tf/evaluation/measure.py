@@ -36,6 +36,7 @@ class Evaluation:
     threat_models: those asked for, and reported.
     images: `[k,H,W,C]` float32, labels: `[k]`; the adversaries of each outcome are those of these images.
     notes: sentences that a reader must know: what was left out, what is random.
+    truth: `[N]` the labels of all images, for numbers class by class.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -45,6 +46,7 @@ class Evaluation:
     labels: np.ndarray
     seed: int
     notes: tuple[str, ...] = ()
+    truth: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -132,7 +134,7 @@ def evaluate(
     found += [_deterministic(bench), _gradients(bench), *_probes(bench, plan, outcomes)]
     bench.finish()
     notes = _notes(bench, plan, asked)
-    return Evaluation(tuple(outcomes), tuple(asked), tuple(found), unit[:keep], truth[:keep], seed, notes)
+    return Evaluation(tuple(outcomes), tuple(asked), tuple(found), unit[:keep], truth[:keep], seed, notes, truth)
 
 
 def sample(split: Split, n: int) -> Split:
