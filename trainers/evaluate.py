@@ -5,8 +5,8 @@
     python -m trainers.evaluate --preset=fashion_mnist
 
 Gray-box attackers know the classifier only, white-box attackers the purifier too, black-box ones see answers. Writes
-report.json, report.md and plots/ into the run folder (results/<preset> for released weights), or into --output_dir. What
-is crafted is kept in adversaries/ beside the models: the same command again goes on where it stopped.
+report.json, report.md, report.html and plots/ into the run folder (results/<preset> for released weights), or into
+--output_dir. What is crafted is kept in adversaries/ beside the models: the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vqunet_tf.attacks import ATTACKS
 from vqunet_tf.config import EvaluationConfig
 from vqunet_tf.defenses import DEFENSES
 from vqunet_tf.errors import Interrupted, UserError
-from vqunet_tf.evaluation import Evaluation, describe, evaluate, inputs, markdown, plots, report, sample, suites
+from vqunet_tf.evaluation import Evaluation, describe, evaluate, html, inputs, markdown, plots, report, sample, suites
 from vqunet_tf.evaluation.cache import Cache
 from vqunet_tf.evaluation.measure import buildable
 from vqunet_tf.evaluation.suites import Plan
@@ -81,12 +81,13 @@ def main(values: flags.FlagValues) -> None:
 
     found = report.build(config, evaluation, *facts, command=_command(values, folder, plan, evaluation))
     report.write(output, found)
-    plots.write(output / "plots", evaluation, classifier, purifier, test.class_names)
+    plots.write(output / "plots", evaluation, classifier, purifier, test.class_names, found)
+    html.write(output, found, evaluation, classifier, purifier, test.class_names)
     print(markdown.headline(found))
     failed = [check for check in found["checks"] if not check["passed"]]
     names = ", ".join(check["name"] for check in failed)
     print(f"checks: {len(found['checks']) - len(failed)} passed" + (f", FAILED: {names}" if failed else ""))
-    print(f"done: {output} holds report.json, report.md and plots/")
+    print(f"done: {output} holds report.json, report.md, report.html and plots/")
     for note in evaluation.notes:
         print(f"note: {note}", file=sys.stderr)
     for check in failed:

@@ -74,6 +74,7 @@ class Bench:
         self.batch_size, self.seed, self.keep = batch_size, seed, keep
         self.progress, self.total, self.done = progress, total, 0
         self.cache = cache
+        self.seconds = 0.0
         self.clean_logits = {name: victim.logits(images, batch_size) for name, victim in victims.items()}
         few = images[:batch_size]
         # Each victim's answers to the first batch, twice: (logits, logits).
@@ -134,6 +135,7 @@ class Bench:
                 self._skip(words, work)
             images[part] = found["images"]
             seconds += float(found["seconds"])
+            self.seconds += float(found["seconds"])
             keys.append(key)
         key = caching.key(victim, *keys) if self.cache else ""
         return Crafted(attack, images, seconds, getattr(attack, "surrogate", variant), key)
@@ -157,6 +159,7 @@ class Bench:
             }
             if crafted.key:
                 self._save(defense, key, found)
+        self.seconds += float(found["seconds"])
         return Outcome(
             defense=defense,
             attack=attack.name,

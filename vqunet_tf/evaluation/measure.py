@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -18,7 +16,7 @@ from vqunet_tf.attacks.cleverhans import input_gradient
 from vqunet_tf.data import Split
 from vqunet_tf.defenses import Purify
 from vqunet_tf.errors import UserError, choice
-from vqunet_tf.evaluation import checks, inputs, rows
+from vqunet_tf.evaluation import checks, inputs, probes, rows
 from vqunet_tf.evaluation.bench import Bench, Progress
 from vqunet_tf.evaluation.cache import Cache
 from vqunet_tf.evaluation.checks import Check
@@ -35,8 +33,10 @@ class Evaluation:
 
     threat_models: those asked for, and reported.
     images: `[k,H,W,C]` float32, labels: `[k]`; the adversaries of each outcome are those of these images.
+    truth: `[N]` int32, the true class of every image.
+    seconds: spent on crafting and answering, now or by an earlier call whose results were kept.
     notes: sentences that a reader must know: what was left out, what is random.
-    truth: `[N]` the labels of all images, for numbers class by class.
+    purifiers: what was measured, by the name of its defence: functions images → images.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -45,8 +45,10 @@ class Evaluation:
     images: np.ndarray
     labels: np.ndarray
     seed: int
+    truth: np.ndarray
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    truth: np.ndarray | None = None
+    purifiers: Mapping[str, Purify] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -103,10 +105,10 @@ def evaluate(
     plan = attacks if isinstance(attacks, Plan) else Plan(tuple(attacks), tuple(attacks))
     asked = _asked(plan, threat_models)
     unit = inputs.unit_images(images)
-    chains = {UNDEFENDED: Chain(classifier)}
-    chains |= {name: Chain(classifier, each) for name, each in _defenses(defenses, purifier, folder).items()}
+    purifiers = _defenses(defenses, purifier, folder)
+    chains = {UNDEFENDED: Chain(classifier), **{name: Chain(classifier, each) for name, each in purifiers.items()}}
     few = {name: inputs.answers(chain, name, unit[:batch_size], batch_size) for name, chain in chains.items()}
-    checks.logits_not_probabilities(few[UNDEFENDED])
+    checks.logits_not_probabilities(few)
     truth = inputs.true_labels(labels, len(unit), few[UNDEFENDED].shape[1])
     used = surrogates if ThreatModel.BLACK_BOX in asked and plan.carried else None
     bench = Bench(
@@ -120,21 +122,33 @@ def evaluate(
         cache=cache,
         surrogates=used,
     )
-    found = [checks.logits_not_probabilities(bench.clean_logits[UNDEFENDED])]
+    found = [checks.logits_not_probabilities(bench.clean_logits)]
 
     outcomes = [bench.clean(name, asked[0], plan.attacks[0].threat.norm) for name in chains]
     work = jobs(plan, bench, asked)
     if not work:
         raise UserError("transfer needs models to carry images over from: give --surrogate=RUN_DIR, another run")
-    bench.total = sum(job.cost(bench) for job in work) + _probing(bench, plan)
+    steps = max((job.attack.steps for job in work if job.attack.name == PGD.name), default=probes.STEPS)
+    bench.total = sum(job.cost(bench) for job in work) + probes.work(bench, steps)
     for job in work:
         outcomes += job.run(bench)
 
     found += checks.from_outcomes(outcomes)
-    found += [_deterministic(bench), _gradients(bench), *_probes(bench, plan, outcomes)]
+    found += [_deterministic(bench), _gradients(bench)]
+    found += probes.run(bench, outcomes, bench.advance)
     bench.finish()
-    notes = _notes(bench, plan, asked)
-    return Evaluation(tuple(outcomes), tuple(asked), tuple(found), unit[:keep], truth[:keep], seed, notes, truth)
+    return Evaluation(
+        tuple(outcomes),
+        tuple(asked),
+        tuple(found),
+        unit[:keep],
+        truth[:keep],
+        seed,
+        truth,
+        bench.seconds,
+        _notes(bench, plan, asked),
+        purifiers,
+    )
 
 
 def sample(split: Split, n: int) -> Split:
@@ -194,29 +208,6 @@ def _gradients(bench: Bench) -> Check:
             for name, chain in bench.victims.items()
         }
     )
-
-
-def _probes(bench: Bench, plan: Plan, outcomes: Sequence[Outcome]) -> list[Check]:
-    """Checks that need attacks of their own."""
-    module = _module()
-    return [] if module is None else list(module.run(bench, outcomes, _steps(plan), bench.advance))
-
-
-def _probing(bench: Bench, plan: Plan) -> int:
-    """The work of `_probes`, at most."""
-    module = _module()
-    judged = max(len(bench.victims) - 1, 0) if "vqunet" not in bench.victims else 1
-    return 0 if module is None else judged * int(module.work(_steps(plan)))
-
-
-def _module() -> Any:
-    name = "vqunet_tf.evaluation.probes"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
-
-
-def _steps(plan: Plan) -> int:
-    """Of the iterated attacks."""
-    return max((attack.steps for attack in plan.attacks if isinstance(attack, PGD)), default=20)
 
 
 def _random(bench: Bench) -> list[str]:
