@@ -9,6 +9,7 @@ import fnmatch
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vqunet_tf.attacks import ATTACKS
 from vqunet_tf.config import Config, DataConfig
-from vqunet_tf.evaluation import charts, classes, html, markdown, palette, pictures, plots, report, rows, summary
+from vqunet_tf.defenses import DEFENSES
+from vqunet_tf.evaluation import (
+    charts,
+    checks,
+    classes,
+    html,
+    markdown,
+    palette,
+    pictures,
+    plots,
+    probes,
+    report,
+    rows,
+    suites,
+    summary,
+)
 from vqunet_tf.evaluation.checks import Check
 from vqunet_tf.evaluation.rows import Outcome
+from vqunet_tf.evaluation.victims import VARIANTS
 from vqunet_tf.models import VQUNet
 from vqunet_tf.threat import Threat, ThreatModel
 
@@ -551,3 +569,40 @@ def test_the_templates_are_installed_with_the_package():
     found = [path.relative_to(ROOT / "vqunet_tf").as_posix() for path in (ROOT / "vqunet_tf").rglob("templates/*")]
     assert len(found) == 4
     assert all(any(fnmatch.fnmatch(path, pattern) for pattern in patterns) for path in found)
+
+
+# === docs/evaluation.md ===
+
+DOCS = ROOT / "docs"
+
+
+def test_the_page_names_all_there_is():
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    built = [*ATTACKS, *suites.SUITES, *DEFENSES, *VARIANTS, *(name for name in checks.__all__ if name.islower())]
+    built += [name for name in vars(probes) if name.endswith(("_succeeds", "_little", "_quantizers"))]
+    built.remove("from_outcomes")
+    assert len(built) > 40
+    assert [name for name in built if f"`{name}`" not in text] == []
+
+
+def test_the_example_of_the_page_runs_as_written(models, evaluation):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "evaluation.md").read_text(encoding="utf-8"), flags=re.S)
+    code = code.replace('suite="adaptive"', 'attacks=["fgsm"]').replace("print(", "shown = (")
+    names = {"classifier": models[0], "images": evaluation.images, "labels": evaluation.labels}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained classifier fails checks
+        exec(code, names)
+    found = {(row["defense"], row["threat_model"]) for row in names["shown"]}
+    assert found == {("none", "gray_box"), ("purifier", "gray_box"), ("purifier", "white_box")}
+
+
+def test_the_sample_report_is_whole_and_says_nothing_of_a_machine():
+    text = (DOCS / "sample_report.html").read_text(encoding="utf-8")
+    tree = Tree(text)
+    assert len(text) < 3_000_000
+    assert {"headline", "curves", "attacks", "pictures", "codes", "classes", "checks", "rows", "again"} <= {
+        element.attrs["id"] for element in tree.all("section")
+    }
+    assert not re.search(r"/(home|tmp|root|work|usr)/|https?:", text)
+    assert "digits: accuracy under attack" in text
+    assert "sample_report.html" in (DOCS / "evaluation.md").read_text(encoding="utf-8")

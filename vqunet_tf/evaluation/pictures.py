@@ -9,8 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from vqunet_tf import defenses
-from vqunet_tf.errors import UserError
 from vqunet_tf.evaluation import palette
 from vqunet_tf.evaluation.measure import Evaluation
 from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED, Outcome
@@ -65,7 +63,7 @@ def strips(
     """The first images of the sample, whichever way they went, under each threat model's attack at the largest epsilon."""
     images, labels = evaluation.images[:count], evaluation.labels[:count]
     defense = protagonist([outcome.defense for outcome in evaluation.outcomes])
-    purify = _purify(defense, purifier)
+    purify = _purify(evaluation, defense, purifier)
 
     def answered(title: str, shown: np.ndarray) -> Panel:
         return Panel(title, shown, answers(classifier, shown, labels, class_names))
@@ -135,16 +133,11 @@ def shown(outcomes: Sequence[Outcome], defense: str, model: ThreatModel) -> Outc
     return min(here, key=lambda outcome: (outcome.attack != "pgd", outcome.accuracy), default=None)
 
 
-def _purify(defense: str, purifier: Any) -> Callable[[Any], Any] | None:
-    """What that defence does to images; None for nothing, and for a defence that needs more than the purifier."""
+def _purify(evaluation: Evaluation, defense: str, purifier: Any) -> Callable[[Any], Any] | None:
+    """What that defence does to images; None for nothing."""
     if defense == UNDEFENDED:
         return None
-    if defense not in defenses.DEFENSES:  # somebody's own, by a name of their own
-        return purifier
-    try:
-        return defenses.build(defense, purifier)
-    except UserError:
-        return None
+    return getattr(evaluation, "purifiers", {}).get(defense, purifier)
 
 
 def _shown_of_each(evaluation: Evaluation, defense: str) -> list[Outcome]:
