@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -55,7 +56,8 @@ class Cache:
                 np.savez_compressed(file, **arrays)
             beside.replace(path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
             reason = error.strerror or error
             raise UserError(f"{path} cannot be written ({reason}): make room there, or make it writable") from None
 
