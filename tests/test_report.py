@@ -271,6 +271,8 @@ def test_an_attack_that_met_few_images_says_so(config, evaluation, finished):
     assert tree.table("headline")[-1][-1] == text
     assert [item.text for item in tree.all("li")][0] == found["notes"][0]
     assert found["notes"][0] in markdown.render(found)
+    assert tree.table("headline")[0][4] == "Black-boxSquare only"  # a worst case of one is named
+    assert "Here: square." in markdown.render(found)
     counted = classes.per_class([o for o in outcomes if o.defense == "jpeg"], evaluation.truth, models, 4)
     row = _row(counted["rows"], threat_model="black_box", attack="worst")
     assert row["n"] == [int((evaluation.truth[:11] == k).sum()) for k in range(4)]
@@ -378,6 +380,7 @@ def test_a_failed_check_is_seen_first(page, finished):
 def test_the_scope_comes_before_the_numbers(page, finished):
     assert page.index("Gray-box accuracy is not robustness.") < page.index('class="headline"')
     assert all(model.knowledge.replace("'", "&#39;") in page for model in ThreatModel)
+    assert page.count("Here: FGSM, PGD.") == 2 and 'Black-box <span class="faint">not measured' in page
     gray = {**finished, "rows": [row for row in finished["rows"] if row["threat_model"] == "gray_box"]}
     assert "nothing here speaks of robustness" not in page
     assert "nothing here speaks of robustness" in html.render(gray, NAMES)

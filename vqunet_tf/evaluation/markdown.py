@@ -73,7 +73,10 @@ def _meaning(report: dict[str, Any]) -> list[str]:
         "**Gray-box accuracy is not robustness.** It says what happens to an attacker who never hears of the purifier; "
         "only the white-box column bears on one who does, and it is an upper bound: a stronger attack may find more.",
         "",
-        *(f"- A {words(model)} attacker {model.knowledge}." for model in found),
+        *(
+            f"- A {words(model)} attacker {model.knowledge}. Here: {', '.join(summary.attacks(report['rows'], model))}."
+            for model in found
+        ),
         "- Worst case: an image counts only if it is classified right untouched and under every attack of that kind. "
         "A white-box attacker may use the gray-box images too.",
         f"- `{UNDEFENDED}` is the bare classifier: there is no purifier to know, so both attackers get one number.",
