@@ -49,11 +49,13 @@ def with_score(card: str, score: Score) -> str:
             "Not calibrated: the disagreement of the classifier before and after purification; there is no threshold."
         )
     else:
+        lines.append(f"An image is {RULE}; the threshold is {score.threshold:.4g}.")
+    if "detected" in score.report:
         alarms, found = score.report["false_alarms"], score.report["detected"]
         lines.append(
-            f"{RULE}; the threshold is {score.threshold:.4g}. Above it lie {alarms['measured']:.1%} of {alarms['n']} clean validation "
-            f"images and, of gray-box PGD-{found['steps']} images at epsilon {found['epsilon']:.4g} (n = {found['n']} each), "
-            f"{found['untargeted']:.1%} untargeted and {found['targeted']:.1%} targeted ones."
+            f"Above it lie {alarms['measured']:.1%} of {alarms['n']} clean validation images and, of gray-box PGD-{found['steps']} "
+            f"images at epsilon {found['epsilon']:.4g} (n = {found['n']} each), {found['untargeted']:.1%} untargeted and "
+            f"{found['targeted']:.1%} targeted ones."
         )
     lines.append("It is no defence against an attacker who knows of it.")
     return "\n".join([card.rstrip(), "", *lines]) + "\n"

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -40,12 +41,14 @@ class Exported:
     image_shape: `(H, W, C)`.
     parity: largest |SavedModel - Keras| per signature and output.
     score: the adversarial score, with its threshold.
+    through_c: largest difference between answers through TensorFlow's C API and in Python; None if not asked.
     """
 
     path: Path
     image_shape: tuple[int, ...]
     parity: dict[str, dict[str, float]]
     score: Score
+    through_c: float | None = None
 
     @property
     def worst(self) -> float:
@@ -61,6 +64,7 @@ def export(
     image_shape: Sequence[int] = (),
     score: Score | None = None,
     model_card: str = "",
+    check_c_api: bool = False,
 ) -> Exported:
     """Writes both models to `destination` as one SavedModel, proven equal to them on random images.
 
@@ -70,6 +74,7 @@ def export(
     image_shape: `(H, W, C)`; may be left out if one of the models fixes it.
     score: from `serving.calibration.calibrate`; without it the adversarial score has no threshold.
     model_card: Markdown, becomes assets/MODEL_CARD.md.
+    check_c_api: also ask it through TensorFlow's C API in a process of its own, as the command does; takes seconds.
 
     Raises a `UserError` if `destination` exists, if models, names and shape do not fit together, if a model cannot
     run in TF Serving, or if the SavedModel's answers differ by more than 1e-5; no version is left behind then.
@@ -91,7 +96,9 @@ def export(
         refuse_unportable(beside)
         found = parity.measure(beside, purifier, classifier, class_names, shape, score)
         parity.refuse_difference(found)
-        _write_assets(beside / "assets", class_names, found, score, model_card)
+        through_c = parity.measure_through_c(beside, shape) if check_c_api else None
+        proof = parity.to_json(found, through_c)
+        _write_assets(beside / "assets", class_names, proof, score, model_card)
         warmup.write(beside, shape)
         _refuse_existing(destination)
         beside.rename(destination)
@@ -99,7 +106,7 @@ def export(
         raise UserError(f"{destination} cannot be written ({error}): choose another --export_dir") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Exported(destination, shape, found, score)
+    return Exported(destination, shape, found, score, through_c)
 
 
 def _refuse_existing(destination: Path) -> None:
@@ -124,12 +131,12 @@ def _image_shape(purifier: keras.Model, classifier: keras.Model, wanted: tuple[i
 
 
 def _write_assets(
-    assets: Path, class_names: Sequence[str], found: dict[str, dict[str, float]], score: Score, model_card: str
+    assets: Path, class_names: Sequence[str], proof: dict[str, Any], score: Score, model_card: str
 ) -> None:
     """What travels with the model: its labels, the proof, the score and the card."""
     texts = {
         "labels.txt": "".join(f"{name}\n" for name in class_names),  # in the order of `class_id`
-        "parity.json": json.dumps(parity.to_json(found), indent=2) + "\n",
+        "parity.json": json.dumps(proof, indent=2) + "\n",
         "score.json": json.dumps(score.to_json(), indent=2) + "\n",
         "MODEL_CARD.md": card.with_score(model_card or "# Defended classifier", score),
     }
@@ -148,11 +155,13 @@ def main(values: flags.FlagValues) -> None:
     purifier, classifier = folder.load_purifier(), folder.load_classifier()
     names, shape = config.data.class_names, config.data.image_shape
     score, remark = _score(purifier, classifier, config, values.data_dir)
-    done = export(purifier, classifier, names, destination, shape, score, card.of_run(folder))
+    done = export(purifier, classifier, names, destination, shape, score, card.of_run(folder), check_c_api=True)
     print(f"exported    {done.path}")
     print(f"signatures  {', '.join(done.parity)}")
     print(f"images      [batch, {', '.join(map(str, done.image_shape))}], {len(names)} classes")
     print(f"parity      largest difference from the Keras models {done.worst:.1e}, allowed {parity.TOLERANCE:.0e}")
+    if done.through_c is not None:
+        print("portable    answers alike through TensorFlow's C API, without Python code of a model")
     print(f"score       {remark}")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
+from serving import c_api
 from serving.score import Score, signs, with_quantisation
 from serving.signatures import specs
 from vqunet_tf.errors import UserError
@@ -114,6 +119,48 @@ def _largest(difference: np.ndarray) -> float:
     return float(np.abs(difference).max())
 
 
+def c_libraries() -> list[Path]:
+    """TensorFlow's C library, where the installation has one."""
+    return sorted(Path(tf.sysconfig.get_lib()).glob("libtensorflow_cc.*"))
+
+
+def measure_through_c(path: Path, image_shape: Sequence[int]) -> float | None:
+    """Returns max |answer through TensorFlow's C API - answer in Python| over all signatures and a batch of 3.
+
+    A process of its own loads the SavedModel with the C library of the installed TensorFlow and no Python code of a
+    model, as TF Serving would: an operation that TensorFlow itself does not bring fails there, as a `UserError`. None
+    where the installation has no such library.
+    """
+    libraries = c_libraries()
+    if not libraries:
+        return None
+    definition = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs[0]
+    signatures = tf.saved_model.load(str(path)).signatures
+    pixels, floats = (images[:3] for images in _random_images(image_shape))
+    requests, wanted = [], []
+    for name in specs(image_shape):
+        images, _ = _question(name, pixels, floats, {"uint8": {}, "float32": {}})
+        tensors = definition.signature_def[name]
+        fed = np.array(images, dtype=object) if name == "serve_encoded" else images
+        names = sorted(tensors.outputs)
+        requests.append(({tensors.inputs["images"].name: fed}, [tensors.outputs[key].name for key in names]))
+        answer = signatures[name](images=tf.constant(images))
+        wanted.append([answer[key].numpy() for key in names])
+    command = [sys.executable, c_api.__file__, str(libraries[0])]
+    done = subprocess.run(command, input=pickle.dumps((str(path), requests)), capture_output=True, check=False)
+    if done.returncode:
+        line = (done.stderr.decode(errors="replace").splitlines() or ["no message"])[-1]
+        raise UserError(f"the SavedModel does not run without Python, as in TF Serving: {line[:300]}")
+    worst = 0.0
+    for found, reference in zip(pickle.loads(done.stdout), wanted, strict=True):
+        for left, right in zip(found, reference, strict=True):
+            same = float(left.tolist() != right.tolist()) if left.dtype == object else _largest(left - right)
+            worst = float(np.maximum(worst, same))
+    if not worst <= TOLERANCE:
+        raise UserError(f"answers through TensorFlow's C API differ by {worst:.1e}, allowed {TOLERANCE:.0e}")
+    return worst
+
+
 def refuse_difference(parity: Parity) -> None:
     """Raises a `UserError` for the first output that differs by more than 1e-5, or is not a number."""
     for name, outputs in parity.items():
@@ -125,13 +172,14 @@ def refuse_difference(parity: Parity) -> None:
                 )
 
 
-def to_json(parity: Parity) -> dict[str, Any]:
-    """What parity.json holds: what was compared, and how."""
+def to_json(parity: Parity, through_c: float | None) -> dict[str, Any]:
+    """What parity.json holds: what was compared, and how; `c_api` is null where it was not asked."""
     return {
         "tolerance": TOLERANCE,
         "images": IMAGES,
         "batch_sizes": list(BATCH_SIZES),
         "seed": SEED,
         "signatures": parity,
+        "c_api": through_c,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
     }
