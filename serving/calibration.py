@@ -33,7 +33,7 @@ def calibrate(purifier: keras.Model, classifier: keras.Model, split: data.Split,
     config: the run's; `attack` says what is crafted for the fit, `evaluation.epsilons[0]` the radius of PGD.
 
     The fit sees all clean images and crafted versions of some. Detection is measured with PGD on other images, half of
-    them pushed away from their label, half towards another class. The same arguments give the same score.
+    them pushed away from their label, half towards another class.
     """
     images, labels = split.images[:MOST_CLEAN], split.labels[:MOST_CLEAN]
     if len(images) < LEAST:

@@ -55,7 +55,7 @@ class Score:
         return bool(self.weights)
 
     def __call__(self, signs: Any) -> Any:
-        """Returns float32 [B]; 1 where a sign is not a number, as for an image that holds NaN."""
+        """Returns float32 [B]; 1 where a sign is not a number, as where a model overflows."""
         if self.calibrated:
             z = (tf.math.log(signs + _FLOOR) - tf.constant(self.centre)) / tf.constant(self.scale)
             score = tf.sigmoid(tf.linalg.matvec(z, tf.constant(self.weights)) + self.bias)
@@ -137,7 +137,7 @@ def with_quantisation(purifier: keras.Model) -> Callable[[Any], tuple[Any, Any]]
     graph = purifier.graph
     vectors = [layer.input for layer in purifier.quantizers]
     codes = [next(out for out in layer.output if out.shape == layer.input.shape) for layer in purifier.quantizers]
-    inside = keras.Model(graph.inputs, {"images": graph.output["images"], "vectors": vectors, "codes": codes})
+    inside = keras.Model(graph.input, {"images": graph.output["images"], "vectors": vectors, "codes": codes})
 
     def run(images: Any) -> tuple[Any, Any]:
         found = inside(images, training=False)

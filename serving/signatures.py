@@ -7,12 +7,12 @@ compiles with XLA or calls Python, so a stock TF Serving runs them.
 |---|---|---|
 | `serving_default` | float32 `[B,H,W,C]` in [0,1] | `probabilities` `[B,K]`, `class_id` `[B]`, `label` `[B]`, `adversarial_score` `[B]` |
 | `serve_uint8` | uint8 `[B,H,W,C]` | the same |
-| `serve_encoded` | PNG or JPEG files `[B]` | the same; only where C is 1, 3 or 4 |
+| `serve_encoded` | PNG or JPEG files `[B]` | the same; only where C is 1 or 3 |
 | `purify` | float32 `[B,H,W,C]` in [0,1] | `purified` `[B,H,W,C]` |
 | `undefended` | float32 `[B,H,W,C]` in [0,1] | the first three of `serving_default`, from the classifier alone |
 
-Floats outside [0,1] count as the nearer end: what the purifier was measured on is images. An image with a NaN gives NaN
-probabilities and the score 1, and changes nothing for the others of its batch.
+Floats outside [0,1] count as the nearer end and NaN as 0: what was measured is what images give, and one bad request
+cannot spoil those that a server answers in the same batch.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def add_endpoints(
 
 
 def _boxed(images: Any) -> Any:
-    """Floats brought into [0, 1]; the gradient is left alone in there, ends included."""
-    return tf.clip_by_value(images, 0.0, 1.0)
+    """Floats brought into [0, 1], NaN to 0; the gradient is left alone in there, ends included."""
+    return tf.clip_by_value(tf.where(tf.math.is_nan(images), 0.0, images), 0.0, 1.0)
 
 
 def refuse_unportable(path: Path) -> None:

@@ -232,7 +232,7 @@ def test_what_does_not_fit_together_is_refused(models, tmp_path):
 
 def test_only_images_that_a_file_can_hold_are_decoded():
     assert "serve_encoded" not in signatures.specs((8, 8, 2))
-    assert signatures.specs((8, 8, 4))["serve_encoded"] == tf.TensorSpec((None,), "string", name="images")
+    assert signatures.specs((8, 8, 1))["serve_encoded"] == tf.TensorSpec((None,), "string", name="images")
 
 
 def test_score_of_a_quantized_purifier(saved, quantized, calibrated):
@@ -242,7 +242,7 @@ def test_score_of_a_quantized_purifier(saved, quantized, calibrated):
     purified = np.asarray(purifier(images, training=False))
     errors = []
     for layer in purifier.quantizers:
-        vectors = np.asarray(keras.Model(purifier.graph.inputs, layer.input)(images), np.float64)
+        vectors = np.asarray(keras.Model(purifier.graph.input, layer.input)(images), np.float64)
         codes = np.asarray(layer.codebook, np.float64)
         distances = ((vectors[..., None, :] - codes) ** 2).sum(-1).min(-1)  # [B, h, w]
         errors.append(distances.sum((1, 2)) / (vectors**2).sum((1, 2, 3)))
@@ -257,17 +257,16 @@ def test_score_of_a_quantized_purifier(saved, quantized, calibrated):
 
 
 def test_out_of_range_and_not_a_number(saved):
-    """The nearer end counts; a NaN stays in its row, and is suspicious."""
+    """The nearer end counts, and NaN is 0."""
     images = random_images(3)
     wild = images.copy()
     wild[0, 0], wild[0, 1], wild[1, 2, 3, 0] = 7.0, -np.inf, np.nan
     tame = images.copy()
-    tame[0, 0], tame[0, 1] = 1.0, 0.0
+    tame[0, 0], tame[0, 1], tame[1, 2, 3, 0] = 1.0, 0.0, 0.0
     found, wanted = (answer_of(saved, "serving_default", batch) for batch in (wild, tame))
     for key in ("probabilities", "adversarial_score"):
-        np.testing.assert_array_equal(found[key][[0, 2]], wanted[key][[0, 2]])
-    assert np.isnan(found["probabilities"][1]).all()
-    assert found["adversarial_score"][1] == 1.0
+        np.testing.assert_array_equal(found[key], wanted[key])
+    assert np.abs(found["probabilities"] - answer_of(saved, "serving_default", images)["probabilities"]).max() > 1e-4
 
 
 def test_gradient_through_the_saved_model_is_that_in_memory(saved, quantized):
