@@ -24,9 +24,10 @@ import tensorflow as tf
 from absl import flags
 
 from commands.run import run
-from serving import card, parity, warmup
+from serving import calibration, card, parity, warmup
 from serving.score import Score
 from serving.signatures import add_endpoints, refuse_unportable
+from vqunet_tf import data
 from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
 from vqunet_tf.models import presets
@@ -176,9 +177,6 @@ def _score(
     purifier: keras.Model, classifier: keras.Model, config: Config, data_dir: str | None
 ) -> tuple[Score | None, str]:
     """The calibrated score, or None where the run's data cannot be read; and a remark about it."""
-    from serving import calibration  # scikit-learn and the attacks are needed here only
-    from vqunet_tf import data
-
     settings = dataclasses.replace(config.data, data_dir=data_dir or config.data.data_dir)
     try:
         split = data.load(settings, "validation")
