@@ -93,7 +93,8 @@ class Model:
         """Returns a signature by name, the default one for an empty name."""
         found = self.signatures.get(name or DEFAULT_SIGNATURE)
         if found is None:
-            words = f"Serving signature key {quoted(name or DEFAULT_SIGNATURE)} not found"
+            asked = quoted(name or DEFAULT_SIGNATURE)[1:-1]
+            words = f'Serving signature key "{asked}" not found'
             raise Refused(INVALID, f"{words}: expected one of {listed(self.signatures)}")
         return found
 

@@ -103,10 +103,10 @@ class Versions:
     def check(self, spec: Any) -> None:
         """Raises a `Refused` if a `ModelSpec` asks for another model, or by a label."""
         if spec.name != self.name:
-            asked = quoted(spec.name).strip("'\"")
+            asked = quoted(spec.name)[1:-1]
             raise Refused(NOT_FOUND, f"Servable not found for request: Latest({asked}): {self._here()}")
         if spec.version_label:
-            asked = quoted(spec.version_label).strip("'\"")
+            asked = quoted(spec.version_label)[1:-1]
             raise Refused(INVALID, f"Unrecognized servable version label: {asked}: {self._here()} and no labels")
 
     def statuses(self, wanted: int | None = None) -> dict[int, Status]:
