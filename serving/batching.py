@@ -36,9 +36,9 @@ class BatchingOptions:
     num_batch_threads: batches run at the same time.
     """
 
-    max_batch_size: int = 64
+    max_batch_size: int = 32
     batch_timeout_micros: int = 0
-    max_enqueued_batches: int = 32
+    max_enqueued_batches: int = 64
     num_batch_threads: int = 2
 
     @property
