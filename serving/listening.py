@@ -52,12 +52,12 @@ def listen(server: grpc.Server, host: str, port: int, tls: Tls | None) -> int:
     return bound
 
 
-def refuse_taken(host: str, port: int) -> None:
+def refuse_taken(host: str, port: int, flag: str = "--port") -> None:
     """Tries every address of `host`: gRPC itself is content if one of them is free."""
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        _refuse(host, port, error.strerror or str(error))
+        _refuse(host, port, error.strerror or str(error), flag)
     for family, kind, protocol, _, address in addresses:
         try:
             with socket.socket(family, kind, protocol) as probe:
@@ -65,8 +65,8 @@ def refuse_taken(host: str, port: int) -> None:
                 probe.bind(address)
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # such as ::1 where there is no IPv6
-                _refuse(host, port, error.strerror or str(error))
+                _refuse(host, port, error.strerror or str(error), flag)
 
 
-def _refuse(host: str, port: int, reason: str) -> NoReturn:
-    raise UserError(f"cannot listen at {host}:{port} ({reason}): choose another --port (0 for a free one) or --host")
+def _refuse(host: str, port: int, reason: str, flag: str = "--port") -> NoReturn:
+    raise UserError(f"cannot listen at {host}:{port} ({reason}): choose another {flag} (0 for a free one) or --host")

@@ -92,7 +92,12 @@ class Server:
     def __init__(self, options: Options, log: Log = log):
         self.options = options
         self._log = log
+        # What a flag is to blame for comes out before minutes are spent on the model.
         refuse_taken(options.host, options.port)
+        if options.metrics_port is not None:
+            refuse_taken(options.host, options.metrics_port, "--metrics_port")
+        if options.tls:
+            options.tls.credentials()
         self._metrics = Metrics(options.name)
         self._health = health.HealthServicer()
         self._serves([])
@@ -107,6 +112,7 @@ class Server:
         )
         self.versions.open(options.poll_seconds)  # TF Serving too opens its port when the model is there
         self._batcher = Batcher(options.batching, self._metrics)
+        self._threads = futures.ThreadPoolExecutor(options.max_requests, thread_name_prefix="request")
         try:
             self._server, self.port = self._listen()
             self._http = self._start_http()
@@ -119,7 +125,7 @@ class Server:
     def _listen(self) -> tuple[grpc.Server, int]:
         options = self.options
         server = grpc.server(
-            futures.ThreadPoolExecutor(options.max_requests, thread_name_prefix="request"),
+            self._threads,
             interceptors=[Interceptor(self._metrics, self._log, Sparing(self._log))],
             options=CHANNEL_OPTIONS,
             maximum_concurrent_rpcs=options.max_requests,
@@ -153,6 +159,7 @@ class Server:
         """Takes no more calls, waits up to `grace` seconds for those that run, and ends every thread."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace).wait()
+        self._threads.shutdown(wait=False)
         self.versions.close()
         self._batcher.close()
         if self._http:
