@@ -11,6 +11,7 @@ too, and change less than rates do when other work shares the machine. A preset'
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -25,11 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorflow_serving.apis import predict_pb2
 
+from serving.export import export
 from serving.model import Model, Signature
 from serving.tensors import to_proto
 from vqunet_tf import VQUNet
 from vqunet_tf.models import classifiers
+from vqunet_tf.recipes import preset
 
 SIGNATURES = ("serving_default", "undefended")
 LIMIT_BATCH = 32
@@ -38,15 +42,12 @@ SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 3
 
 def export_preset(name: str, base: Path) -> None:
     """Exports a preset with random weights: they do not change the time."""
-    import dataclasses
-
-    from serving.export import export
-    from vqunet_tf.recipes import preset
-
     config, shape = preset(name, name), SHAPES[name]
     purifier = VQUNet(**dataclasses.asdict(config.purifier), channels=shape[-1])
     names = [str(number) for number in range(10)]
-    export(purifier, classifiers.build(config.classifier, shape, len(names)), names, base / "1", shape)
+    target = config.classifier
+    classifier = classifiers.build(target.name, shape, len(names), target.widths, target.blocks)
+    export(purifier, classifier, names, base / "1", shape)
 
 
 @contextmanager
@@ -109,8 +110,6 @@ def _images(signature: Signature, batch: int) -> np.ndarray:
 
 
 def _write_request(folder: Path, signature: Signature, batch: int) -> Path:
-    from tensorflow_serving.apis import predict_pb2
-
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = "model", signature.name
     request.inputs["images"].CopyFrom(to_proto(_images(signature, batch)))
