@@ -1,5 +1,6 @@
 """Export, server and client: the answers are those of the Keras models, and what is wrong is refused in words."""
 
+import json
 import re
 import shutil
 import signal
@@ -60,9 +61,9 @@ def base_path(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(base_path):
-    running, port = server.start(server.ServedModel("tiny", base_path), port=0)
-    yield port
-    running.stop(0).wait()
+    running = server.start(server.Options("tiny", base_path, port=0), log=lambda *_, **__: None)
+    yield running.port
+    running.stop(0)
 
 
 @pytest.fixture(scope="module")
@@ -249,32 +250,39 @@ def test_metadata_and_status(channel, port):
     assert refused.value.code() == NOT_FOUND
 
 
+def serves(base):
+    """The versions that a server at `base` has."""
+    running = server.start(server.Options("tiny", base, port=0))
+    running.stop(0)
+    return running.versions.numbers
+
+
 def test_highest_whole_version_is_served(base_path, tmp_path):
     for version in ("2", "0010", ".11.part", "v12"):
         shutil.copytree(base_path / "1", tmp_path / version)
     shutil.copytree(base_path / "1" / "variables", tmp_path / "13" / "variables")  # somebody is still copying
-    assert server.ServedModel("tiny", tmp_path).version == 10
+    assert serves(tmp_path) == [10]
 
 
 def test_nothing_to_serve_is_refused(base_path, tmp_path):
     with pytest.raises(UserError, match="did you mean"):
-        server.ServedModel("tiny", base_path / "1")
+        serves(base_path / "1")
     with pytest.raises(UserError, match="no version to serve"):
-        server.ServedModel("tiny", tmp_path)
+        serves(tmp_path)
     with pytest.raises(UserError, match="not a folder"):
-        server.ServedModel("tiny", tmp_path / "nowhere")
+        serves(tmp_path / "nowhere")
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"not a model")
     with pytest.raises(UserError, match="cannot be loaded"):
-        server.ServedModel("tiny", tmp_path)
+        serves(tmp_path)
 
 
 def test_taken_port_is_refused(base_path, port):
-    model = server.ServedModel("tiny", base_path)
     with pytest.raises(UserError, match=rf"localhost:{port} .*choose another --port"):
-        server.start(model, port=port)
+        server.start(server.Options("tiny", base_path, port=port))
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UserError, match="choose another --port"):
-        server.start(model, port=other.getsockname()[1])  # taken on one address of localhost only
+        # taken on one address of localhost only
+        server.start(server.Options("tiny", base_path, port=other.getsockname()[1]))
 
 
 # === Commands ===
@@ -298,20 +306,20 @@ def test_export_serve_ask(models, tmp_path, image_file, capsys):
     path, pixels = image_file
     grey = tmp_path / "longer_name.png"  # converted to the channels the model wants
     Image.fromarray(pixels).convert("L").save(grey)
-    running, port = server.start(server.ServedModel("tiny", tmp_path / "out"), port=0)
+    running = server.start(server.Options("tiny", tmp_path / "out", port=0))
     try:
-        ask = [client.console, f"--server=localhost:{port}", "--model_name=tiny"]
+        ask = [client.console, f"--server=localhost:{running.port}", "--model_name=tiny"]
         run(*ask, f"--image={path}", f"--image={grey}")
         lines = capsys.readouterr().out.splitlines()
         purified = tmp_path / "purified.png"
         run(*ask, f"--image={path}", "--signature=serve_uint8", f"--purified_out={purified}")
         (again,) = capsys.readouterr().out.splitlines()
     finally:
-        running.stop(0).wait()
+        running.stop(0)
     wanted = expected(models, "serving_default", pixels[None])
     label, probability = wanted["label"][0], wanted["probabilities"].max()
     for line in (lines[0], again):
-        file, found, number, _, unit = line.split()
+        file, found, number, *_, unit = line.split()
         assert (file, found, unit) == (str(path), label, "ms")
         assert abs(float(number) - probability) < 1e-4
     assert len(lines) == 2 and lines[1].startswith(str(grey))
@@ -379,7 +387,7 @@ def test_no_server_and_late_server(capsys, image_file):
     assert f"no server answers at {address}" in line
 
 
-def test_process_is_quiet_and_stops_on_sigterm(base_path):
+def test_process_says_what_it_does_and_stops_on_sigterm(base_path):
     command = [
         sys.executable,
         "-m",
@@ -398,7 +406,8 @@ def test_process_is_quiet_and_stops_on_sigterm(base_path):
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, out, err) == (0, "", "")
+    assert (process.returncode, out) == (0, "")
+    assert [json.loads(line)["event"] for line in err.splitlines()][-2:] == ["stopping", "stopped"]
 
 
 def test_process_refuses_in_one_line():
