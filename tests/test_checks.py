@@ -283,6 +283,7 @@ def test_every_check_of_outcomes_is_asked():
     measured = {"deterministic", "gradients_not_masked", "logits_not_probabilities"}
     assert set(names) == set(checks.__all__) - {"Check", "from_outcomes"} - measured
     assert len(names) == len(set(names))
+    assert {type(check.passed) for check in checks.from_outcomes(outcomes)} == {bool}  # JSON knows no other
 
 
 def test_wilson_intervals_are_those_of_the_tables():
@@ -397,7 +398,6 @@ CLASSES, SHAPE, N = 4, (8, 8, 1), 60
 _LARGE = {"large_epsilon_succeeds", "unbounded_attack_succeeds"}
 
 
-@keras.saving.register_keras_serializable("tests")
 class Rounding(keras.layers.Layer):
     """Rounds to `levels` grey levels; the gradient is the identity, or as for rounding, nothing."""
 
@@ -408,9 +408,6 @@ class Rounding(keras.layers.Layer):
     def call(self, images):
         rounded = keras.ops.round(images * self.levels) / self.levels
         return images + keras.ops.stop_gradient(rounded - images) if self.straight_through else rounded
-
-    def get_config(self):
-        return {**super().get_config(), "levels": self.levels, "straight_through": self.straight_through}
 
 
 def _layer(function) -> keras.layers.Layer:
@@ -477,6 +474,8 @@ def test_a_sound_chain_raises_no_suspicion(problem):
     purify = functools.partial(_quantized(), training=False)
     found = _suspicions(problem, purify, advance=lambda words, work: seen.append(work))
     assert _failed(found) == set()
+    assert {type(check.passed) for check in found.values()} == {bool}
+    assert "after 1 steps" in found["more_steps_change_little"].detail
     assert set(found) == {
         "logits_not_probabilities",
         "deterministic",
@@ -553,9 +552,17 @@ def test_quantizers_that_are_not_what_protects_are_found_out(problem):
 
 
 def test_what_was_measured_is_not_asked_again(problem):
+    classifier, images, labels = problem
+    bench = types.SimpleNamespace(
+        victims={"none": classifier, "vqunet": classifier}, images=images, labels=labels, batch_size=N, seed=0
+    )
     noise = _outcome(0.9, "noise", **_BLACK, n=N)
-    assert "noise_weaker_than_gradients" not in _suspicions(problem, _quantized(), [_outcome(0.5, n=N), noise])
-    assert probes.run(types.SimpleNamespace(victims={"none": None}, images=problem[1])) == []
+    for outcomes, asked in (([_outcome(0.5)], True), ([_outcome(0.5), noise], False)):
+        names = [check.name for check in probes.run(bench, outcomes)]
+        assert ("noise_weaker_than_gradients" in names) is asked
+        assert "falls_without_quantizers" not in names  # it has none
+    assert probes.run(types.SimpleNamespace(victims={"none": None}, images=images), [_outcome(0.5)]) == []
+    assert probes.run(bench, [_outcome(0.9, "none")]) == []  # no budget
 
 
 def test_the_probed_budget_is_the_one_that_tells_most():

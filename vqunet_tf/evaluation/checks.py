@@ -112,7 +112,7 @@ def attacks_work_undefended(outcomes: Sequence[Outcome]) -> Check | None:
     _, left, best = min(shares, key=lambda share: share[1])
     at = f"{best.attack} at {best.threat.norm} epsilon {best.threat.epsilon:.4g}"
     detail = f"undefended {clean.mean():.1%} clean, {left:.1%} under {at}; {len(largest)} attacks seen working"
-    passed = not idle and min(share[0] for share in shares) <= 0.0
+    passed = not idle and bool(min(share[0] for share in shares) <= 0.0)
     return Check("attacks_work_undefended", passed, because(detail.replace("; 1 attacks", "; 1 attack"), idle))
 
 

@@ -39,7 +39,7 @@ def compared(name: str, rule: str, pairs: int, wrong: Sequence[str], figures: st
 
 def told(name: str, rule: str, results: Sequence[tuple[bool, str]]) -> Check | None:
     """A check of several results, each whether it is as it must be, and its figures; None if there are none."""
-    wrong, fine = ([text for passed, text in results if passed is wanted] for wanted in (False, True))
+    wrong, fine = ([text for passed, text in results if bool(passed) is wanted] for wanted in (False, True))
     return compared(name, rule, len(results), wrong, "; ".join(fine))
 
 

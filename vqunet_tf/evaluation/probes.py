@@ -163,7 +163,7 @@ def more_steps_change_little(probe: Probe, places: Sequence[tuple[Subject, Threa
     for one, threat in places:
         once, twice = (probe.right(one.victim, pgd(threat, count)) for count in (steps, 2 * steps))
         figures = f"{once.mean():.1%} after {steps} steps, {twice.mean():.1%} after {2 * steps}"
-        little = abs(once.mean() - twice.mean()) <= CHANGE or not (above(once, twice) or above(twice, once))
+        little = bool(abs(once.mean() - twice.mean()) <= CHANGE) or not (above(once, twice) or above(twice, once))
         results.append((little, f"{one.name} {_at(threat)}: {figures}, on {len(once)} images"))
     return told("more_steps_change_little", "twice the steps change nothing beyond chance", results)
 
