@@ -51,6 +51,7 @@ def build(
         "purifier": purifier,
         "rows": evaluation.rows,
         "checks": [asdict(check) for check in evaluation.checks],
+        "notes": list(getattr(evaluation, "notes", ())),
         **extra,
         "command": command,
         "config": without_paths(asdict(config)),
