@@ -22,7 +22,7 @@ from PIL import Image
 
 from vqunet_tf.attacks import ATTACKS
 from vqunet_tf.config import Config, DataConfig
-from vqunet_tf.defenses import DEFENSES
+from vqunet_tf.defenses import DEFENSES, classic
 from vqunet_tf.evaluation import (
     charts,
     checks,
@@ -91,7 +91,7 @@ def evaluation():
     return SimpleNamespace(
         outcomes=tuple(outcomes),
         threat_models=(GRAY, WHITE),
-        checks=(Check("fine", True, "as it should be"), Check("deterministic", True, "two calls agree")),
+        checks=(Check("fine", np.bool_(True), "as it should be"), Check("deterministic", True, "two calls agree")),
         images=images,
         labels=truth[:KEPT],
         truth=truth,
@@ -586,6 +586,9 @@ def test_the_page_names_all_there_is():
     built.remove("from_outcomes")
     assert len(built) > 40
     assert [name for name in built if f"`{name}`" not in text] == []
+    settings = f"`jpeg` (quality {classic.QUALITY})", f"`bit_depth` ({classic.BITS} bits)"
+    settings += f"`median` ({classic.WINDOW}×{classic.WINDOW})", f"`total_variation` (weight {classic.WEIGHT})"
+    assert all(setting in text for setting in settings)
 
 
 def test_the_example_of_the_page_runs_as_written(models, evaluation):
