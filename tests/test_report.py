@@ -9,6 +9,7 @@ import fnmatch
 import io
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vqunet_tf.attacks import ATTACKS
 from vqunet_tf.config import Config, DataConfig
-from vqunet_tf.evaluation import charts, classes, html, markdown, palette, pictures, plots, report, rows, summary
+from vqunet_tf.defenses import DEFENSES, classic
+from vqunet_tf.evaluation import (
+    charts,
+    checks,
+    classes,
+    html,
+    markdown,
+    palette,
+    pictures,
+    plots,
+    probes,
+    report,
+    rows,
+    suites,
+    summary,
+)
 from vqunet_tf.evaluation.checks import Check
 from vqunet_tf.evaluation.rows import Outcome
+from vqunet_tf.evaluation.victims import VARIANTS
 from vqunet_tf.models import VQUNet
 from vqunet_tf.threat import Threat, ThreatModel
 
@@ -73,7 +91,7 @@ def evaluation():
     return SimpleNamespace(
         outcomes=tuple(outcomes),
         threat_models=(GRAY, WHITE),
-        checks=(Check("fine", True, "as it should be"), Check("deterministic", True, "two calls agree")),
+        checks=(Check("fine", np.bool_(True), "as it should be"), Check("deterministic", True, "two calls agree")),
         images=images,
         labels=truth[:KEPT],
         truth=truth,
@@ -182,6 +200,7 @@ def test_report_json_has_the_schema_that_others_read(finished, tmp_path):
         "host": dict,
         "versions": dict,
         # beyond what is fixed
+        "notes": list,
         "per_class": dict,
         "config": dict,
         "seconds": float,
@@ -235,6 +254,28 @@ def test_classes_are_counted_as_numpy_counts_them(finished, evaluation):
         whole = sum(n * share for n, share in zip(found["n"], row["accuracy"], strict=True) if n) / N
         same = {k: row[k] for k in ("defense", "attack", "epsilon", "threat_model")}
         assert whole == pytest.approx(_row(finished["rows"], **same)["accuracy"])
+
+
+def test_an_attack_that_met_few_images_says_so(config, evaluation, finished):
+    few = next(o for o in evaluation.outcomes if (o.defense, o.attack, o.threat.epsilon) == ("jpeg", "pgd", 0.3))
+    few = dataclasses.replace(few, attack="square", threat_model=BLACK, correct=few.correct[:11])
+    outcomes = (*evaluation.outcomes, few)
+    models = tuple(ThreatModel)
+    changed = {"outcomes": outcomes, "threat_models": models, "rows": rows.rows(outcomes, models)}
+    changed["notes"] = ("square met the first 11 images only",)
+    made = SimpleNamespace(**{**vars(evaluation), **changed})
+    found = report.build(config, made, finished["classifier"], finished["purifier"], command="x")
+    tree = Tree(html.render(found, NAMES))
+    row = _row(found["rows"], defense="jpeg", attack="worst", epsilon=0.3, threat_model="black_box")
+    text = f"{summary.percent(row['accuracy'])}{summary.interval(row)}n = 11"
+    assert tree.table("headline")[-1][-1] == text
+    assert [item.text for item in tree.all("li")][0] == found["notes"][0]
+    assert found["notes"][0] in markdown.render(found)
+    assert tree.table("headline")[0][4] == "Black-boxSquare only"  # a worst case of one is named
+    assert "Here: square." in markdown.render(found)
+    counted = classes.per_class([o for o in outcomes if o.defense == "jpeg"], evaluation.truth, models, 4)
+    row = _row(counted["rows"], threat_model="black_box", attack="worst")
+    assert row["n"] == [int((evaluation.truth[:11] == k).sum()) for k in range(4)]
 
 
 def test_without_all_true_classes_there_is_no_table_of_classes(config, evaluation, finished):
@@ -339,6 +380,7 @@ def test_a_failed_check_is_seen_first(page, finished):
 def test_the_scope_comes_before_the_numbers(page, finished):
     assert page.index("Gray-box accuracy is not robustness.") < page.index('class="headline"')
     assert all(model.knowledge.replace("'", "&#39;") in page for model in ThreatModel)
+    assert page.count("Here: FGSM, PGD.") == 2 and 'Black-box <span class="faint">not measured' in page
     gray = {**finished, "rows": [row for row in finished["rows"] if row["threat_model"] == "gray_box"]}
     assert "nothing here speaks of robustness" not in page
     assert "nothing here speaks of robustness" in html.render(gray, NAMES)
@@ -530,3 +572,43 @@ def test_the_templates_are_installed_with_the_package():
     found = [path.relative_to(ROOT / "vqunet_tf").as_posix() for path in (ROOT / "vqunet_tf").rglob("templates/*")]
     assert len(found) == 4
     assert all(any(fnmatch.fnmatch(path, pattern) for pattern in patterns) for path in found)
+
+
+# === docs/evaluation.md ===
+
+DOCS = ROOT / "docs"
+
+
+def test_the_page_names_all_there_is():
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    built = [*ATTACKS, *suites.SUITES, *DEFENSES, *VARIANTS, *(name for name in checks.__all__ if name.islower())]
+    built += [name for name in vars(probes) if name.endswith(("_succeeds", "_little", "_quantizers"))]
+    built.remove("from_outcomes")
+    assert len(built) > 40
+    assert [name for name in built if f"`{name}`" not in text] == []
+    settings = f"`jpeg` (quality {classic.QUALITY})", f"`bit_depth` ({classic.BITS} bits)"
+    settings += f"`median` ({classic.WINDOW}×{classic.WINDOW})", f"`total_variation` (weight {classic.WEIGHT})"
+    assert all(setting in text for setting in settings)
+
+
+def test_the_example_of_the_page_runs_as_written(models, evaluation):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "evaluation.md").read_text(encoding="utf-8"), flags=re.S)
+    code = code.replace('suite="adaptive"', 'attacks=["fgsm"]').replace("print(", "shown = (")
+    names = {"classifier": models[0], "images": evaluation.images, "labels": evaluation.labels}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained classifier fails checks
+        exec(code, names)
+    found = {(row["defense"], row["threat_model"]) for row in names["shown"]}
+    assert found == {("none", "gray_box"), ("purifier", "gray_box"), ("purifier", "white_box")}
+
+
+def test_the_sample_report_is_whole_and_says_nothing_of_a_machine():
+    text = (DOCS / "sample_report.html").read_text(encoding="utf-8")
+    tree = Tree(text)
+    assert len(text) < 3_000_000
+    assert {"headline", "curves", "attacks", "pictures", "codes", "classes", "checks", "rows", "again"} <= {
+        element.attrs["id"] for element in tree.all("section")
+    }
+    assert not re.search(r"/(home|tmp|root|work|usr)/|https?:", text)
+    assert "digits: accuracy under attack" in text
+    assert "sample_report.html" in (DOCS / "evaluation.md").read_text(encoding="utf-8")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vqunet_tf.attacks.art import APGDCE, APGDDLR, CWL2, DeepFool
+from vqunet_tf.attacks.art import APGDCE, APGDDLR, DeepFool
 from vqunet_tf.attacks.art_queries import HopSkipJump, Square
 from vqunet_tf.attacks.base import Attack, Victim
+from vqunet_tf.attacks.carlini import CWL2
 from vqunet_tf.attacks.gradient import BIM, FGSM, MIM, PGD, TargetedPGD
 from vqunet_tf.attacks.mismatch import MismatchPGD
 from vqunet_tf.attacks.noise import Noise

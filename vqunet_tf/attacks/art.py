@@ -1,4 +1,4 @@
-"""Attacks of ART with gradients: minimum-norm and AutoPGD. The files `art*.py` are the only importers of `art`.
+"""Attacks of ART with gradients: DeepFool and AutoPGD. The files `art*.py` are the only importers of `art`.
 
 Adversarial Robustness Toolbox 1.20, Nicolae et al., https://arxiv.org/abs/1807.01069.
 
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from vqunet_tf.attacks.base import Attack, Victim, batches, check, generators
+from vqunet_tf.attacks.base import Attack, Victim
+from vqunet_tf.attacks.minimum import MinimumNorm
 from vqunet_tf.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,71 +54,8 @@ class ArtAttack(Attack):
         """Perturbs images `[B,H,W,C]` that the model gets right."""
 
 
-class MinimumNorm(ArtAttack):
-    """An attack that looks for the nearest adversary of each image, however far that is.
-
-    Its row is measured within a budget like any other: an image whose nearest adversary lies beyond epsilon is
-    projected, and then seldom fools.
-    """
-
-    def unbounded(
-        self, victim: Victim, images: np.ndarray, labels: np.ndarray, *, batch_size: int = 100, seed: int = 0
-    ) -> np.ndarray:
-        """Returns what was found before any projection, `[N,H,W,C]` float32 in [0,1]; the arguments of a call."""
-        check(images, labels)
-        found = images.copy()
-        for rows, count in batches(len(images), batch_size):
-            rows = rows[:count]
-            raw = self.run(victim, images[rows], labels[rows].astype(np.int32), generators(seed, rows))
-            found[rows] = np.clip(raw, 0.0, 1.0)
-        return found
-
-
 @dataclass(frozen=True, kw_only=True)
-class CWL2(MinimumNorm):
-    """The smallest l2 change that makes another logit the largest, by gradient descent with a line search.
-
-        minimise  |x' - x|² + c · max(0, z_y - max_{i≠y} z_i),    x' = (1 + tanh w) / 2
-
-    iterations: descent steps for one constant c, each with up to ten further evaluations in its line search.
-    search_steps: constants c that are tried, by doubling and halving.
-    learning_rate: where the line search starts. initial_const: the first c.
-    `steps` is iterations · search_steps, the gradients taken.
-
-    "Towards Evaluating the Robustness of Neural Networks", Carlini & Wagner, https://arxiv.org/abs/1608.04644.
-    """
-
-    iterations: int = 20
-    search_steps: int = 6
-    learning_rate: float = 0.01
-    initial_const: float = 1.0
-
-    name: ClassVar[str] = "cw_l2"
-    norms: ClassVar[tuple[str, ...]] = ("l2",)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", self.iterations * self.search_steps)
-        super().__post_init__()
-
-    def attack(
-        self, model: EndToEnd, images: np.ndarray, labels: np.ndarray, rngs: list[np.random.Generator]
-    ) -> np.ndarray:
-        from art.attacks.evasion import CarliniL2Method
-
-        attack = CarliniL2Method(
-            model,
-            max_iter=self.iterations,
-            binary_search_steps=self.search_steps,
-            learning_rate=self.learning_rate,
-            initial_const=self.initial_const,
-            batch_size=len(images),
-            verbose=False,
-        )
-        return attack.generate(images, labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeepFool(MinimumNorm):
+class DeepFool(MinimumNorm, ArtAttack):
     """Steps to the nearest border of the classes, each as if the logits were linear.
 
     steps: at most so many, until the image is given another class; each takes the gradients of `candidates` logits.

@@ -14,7 +14,7 @@ from vqunet_tf.runs import RunFolder
 WORDS = {
     "unet": "U-Net without code books, like HGD (Liao et al. 2018, arXiv 1712.02976)",
     "vqvae": "VQ-VAE without skip connections (van den Oord et al. 2017, arXiv 1711.00937)",
-    "dae": "denoising autoencoder, like MagNet (Meng & Chen 2017, arXiv 1705.09064) and Defense-VAE",
+    "dae": "denoising autoencoder, like MagNet (Meng & Chen 2017, arXiv 1705.09064) and Defense-VAE (Li & Ji 2018, arXiv 1812.06570)",
 }
 
 

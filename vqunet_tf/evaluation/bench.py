@@ -86,8 +86,11 @@ class Bench:
             victims[name].is_random = not np.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True)
         self._places: dict[str, str] = {}
         if cache is not None:
-            for name, victim in {**victims, **self.surrogates}.items():
-                self._places[name] = caching.place(name, victim.fingerprint(images[:_PROBE]))
+            found = {
+                name: victim.fingerprint(images[:_PROBE]) for name, victim in {**victims, **self.surrogates}.items()
+            }
+            cache.prune(found)
+            self._places = {name: caching.place(name, fingerprint) for name, fingerprint in found.items()}
 
     def subset(self, n: int) -> Bench:
         """The bench with the first n images only: same victims, same cache, and no part in the progress."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -55,15 +56,17 @@ class Cache:
                 np.savez_compressed(file, **arrays)
             beside.replace(path)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
             reason = error.strerror or error
             raise UserError(f"{path} cannot be written ({reason}): make room there, or make it writable") from None
 
     def prune(self, victims: Mapping[str, str]) -> None:
         """Forgets what belongs to earlier models of these defences; `victims` maps defences to fingerprints."""
         for defense, fingerprint in victims.items():
-            for path in self.folder.glob(f"{defense}-*"):
-                if path.is_dir() and path.name != place(defense, fingerprint) and _is_ours(path.name, defense):
+            own = place(defense, fingerprint)
+            for path in self.folder.glob(f"{own[:-_LENGTH]}{'[0-9a-f]' * _LENGTH}"):
+                if path.name != own:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, victim: str, key: str) -> Path:
@@ -89,8 +92,3 @@ def key(*parts: Any) -> str:
 
 
 _LENGTH = 16
-
-
-def _is_ours(name: str, defense: str) -> bool:
-    tail = name.removeprefix(f"{defense}-")
-    return len(tail) == _LENGTH and set(tail) <= set("0123456789abcdef")

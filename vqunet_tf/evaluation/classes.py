@@ -20,7 +20,8 @@ def per_class(
     truth: `[N]` true classes, in the order of each outcome's `correct`. classes: how many there are, if some
     may not occur. Only the undefended classifier and the defence that the report is about.
 
-    Returns `n`, one number per class, and `rows` with `accuracy`, one share per class, None where n is 0.
+    Returns `n`, one number per class, and `rows` with `accuracy`, one share per class, None where there are no
+    images, and its own `n`: slow attacks meet the first few images only.
     """
     n = np.bincount(truth, minlength=classes)
     names = list(dict.fromkeys(outcome.defense for outcome in outcomes))
@@ -29,11 +30,11 @@ def per_class(
         own = [outcome for outcome in outcomes if outcome.defense == name]
         untouched = next((outcome for outcome in own if outcome.attack == CLEAN), None)
         if untouched is not None:
-            rows.append(_row(untouched, CLEAN, truth, n))
+            rows.append(_row(untouched, CLEAN, truth, len(n)))
         for model in threat_models:
             for threat in threats(outcome for outcome in own if outcome.threat_model is model):
                 worst = worst_case(attackers(outcomes, name, model, threat), model)
-                rows.append(_row(worst, WORST, truth, n))
+                rows.append(_row(worst, WORST, truth, len(n)))
     return {"n": n.tolist(), "rows": rows}
 
 
@@ -44,14 +45,15 @@ def truth(evaluation: Any) -> np.ndarray | None:
     return np.asarray(found) if len(found) == evaluation.n else None
 
 
-def _row(outcome: Outcome, attack: str, truth: np.ndarray, n: np.ndarray) -> dict[str, Any]:
-    seen = truth[: len(outcome.correct)]  # a slow attack meets the first images only
-    right, n = np.bincount(seen[outcome.correct], minlength=len(n)), np.bincount(seen, minlength=len(n))
+def _row(outcome: Outcome, attack: str, truth: np.ndarray, classes: int) -> dict[str, Any]:
+    met = truth[: len(outcome.correct)]
+    n, right = (np.bincount(some, minlength=classes).tolist() for some in (met, met[outcome.correct]))
     return {
         "defense": outcome.defense,
         "attack": attack,
         "norm": outcome.threat.norm,
         "epsilon": outcome.threat.epsilon,
         "threat_model": outcome.threat_model.value,
-        "accuracy": [int(k) / int(total) if total else None for k, total in zip(right, n, strict=True)],
+        "n": n,
+        "accuracy": [k / total if total else None for k, total in zip(right, n, strict=True)],
     }

@@ -70,7 +70,8 @@ def render(
     return template.render(
         report=report,
         rows=rows,
-        n=rows[0]["n"],
+        n=max(row["n"] for row in rows),
+        notes=report.get("notes", []),
         budgets=summary.budgets(rows),
         defenses=names,
         main=summary.protagonist(names),

@@ -45,7 +45,7 @@ def headline(report: dict[str, Any]) -> str:
 
 def _head(report: dict[str, Any]) -> list[str]:
     classifier, purifier = report["classifier"], report["purifier"]
-    n = report["rows"][0]["n"]
+    n = max(row["n"] for row in report["rows"])
     return [
         f"# {report['dataset']}: accuracy under attack",
         "",
@@ -73,13 +73,17 @@ def _meaning(report: dict[str, Any]) -> list[str]:
         "**Gray-box accuracy is not robustness.** It says what happens to an attacker who never hears of the purifier; "
         "only the white-box column bears on one who does, and it is an upper bound: a stronger attack may find more.",
         "",
-        *(f"- A {words(model)} attacker {model.knowledge}." for model in found),
+        *(
+            f"- A {words(model)} attacker {model.knowledge}. Here: {', '.join(summary.attacks(report['rows'], model))}."
+            for model in found
+        ),
         "- Worst case: an image counts only if it is classified right untouched and under every attack of that kind. "
         "A white-box attacker may use the gray-box images too.",
         f"- `{UNDEFENDED}` is the bare classifier: there is no purifier to know, so both attackers get one number.",
     ]
     if ThreatModel.WHITE_BOX not in found:
         lines.append("- White-box attacks were **not measured** here: nothing in this report speaks of robustness.")
+    lines += [f"- Note: {note}." for note in report.get("notes", [])]
     lines += [
         "",
         f"On all {classifier['n']} clean test images: {classifier['accuracy']:.2%} without, "

@@ -140,7 +140,7 @@ def evaluate(
     return Evaluation(
         tuple(outcomes),
         tuple(asked),
-        tuple(found),
+        tuple(dataclasses.replace(check, passed=bool(check.passed)) for check in found),  # NumPy's are not JSON's
         unit[:keep],
         truth[:keep],
         seed,

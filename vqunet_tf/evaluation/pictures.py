@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from vqunet_tf import defenses
 from vqunet_tf.evaluation import palette
 from vqunet_tf.evaluation.measure import Evaluation
 from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED, Outcome
@@ -64,7 +63,7 @@ def strips(
     """The first images of the sample, whichever way they went, under each threat model's attack at the largest epsilon."""
     images, labels = evaluation.images[:count], evaluation.labels[:count]
     defense = protagonist([outcome.defense for outcome in evaluation.outcomes])
-    purify = defenses.build(defense, purifier)
+    purify = _purify(evaluation, defense, purifier)
 
     def answered(title: str, shown: np.ndarray) -> Panel:
         return Panel(title, shown, answers(classifier, shown, labels, class_names))
@@ -73,7 +72,7 @@ def strips(
     for outcome in _shown_of_each(evaluation, defense):
         adversarial = outcome.adversarial[:count]
         panels = [answered("clean", images), answered("attacked", adversarial)]
-        if defense != UNDEFENDED:
+        if purify is not None:
             purified = np.asarray(purify(adversarial), np.float32)
             panels += [answered("purified", purified), difference("added", adversarial - images)]
             panels.append(difference("left", purified - images))
@@ -132,6 +131,13 @@ def shown(outcomes: Sequence[Outcome], defense: str, model: ThreatModel) -> Outc
     here = [o for o in here if o.threat.norm == "linf"] or here
     here = [o for o in here if o.threat.epsilon == max(other.threat.epsilon for other in here)]
     return min(here, key=lambda outcome: (outcome.attack != "pgd", outcome.accuracy), default=None)
+
+
+def _purify(evaluation: Evaluation, defense: str, purifier: Any) -> Callable[[Any], Any] | None:
+    """What that defence does to images; None for nothing."""
+    if defense == UNDEFENDED:
+        return None
+    return getattr(evaluation, "purifiers", {}).get(defense, purifier)
 
 
 def _shown_of_each(evaluation: Evaluation, defense: str) -> list[Outcome]:

@@ -50,7 +50,8 @@ def build(
         "classifier": classifier,
         "purifier": purifier,
         "rows": evaluation.rows,
-        "checks": [asdict(check) for check in evaluation.checks],
+        "checks": [{**asdict(check), "passed": bool(check.passed)} for check in evaluation.checks],  # or NumPy's
+        "notes": list(getattr(evaluation, "notes", ())),
         **extra,
         "command": command,
         "config": without_paths(asdict(config)),

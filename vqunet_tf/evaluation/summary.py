@@ -76,6 +76,12 @@ def measured(rows: Sequence[Row]) -> list[ThreatModel]:
     return [model for model in ATTACKERS if model.value in asked]
 
 
+def attacks(rows: Sequence[Row], model: ThreatModel) -> list[str]:
+    """Names of the attacks of one attacker, in the order of the rows: what a worst case is the worst of."""
+    found = [row["attack"] for row in rows if row["threat_model"] == model.value]
+    return [name for name in dict.fromkeys(found) if name not in (CLEAN, WORST)]
+
+
 def clean(rows: Sequence[Row], defense: str) -> Row | None:
     """The row without an attack."""
     return next((row for row in rows if row["defense"] == defense and row["attack"] == CLEAN), None)

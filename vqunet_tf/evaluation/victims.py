@@ -98,7 +98,8 @@ class Chain:
         with _gradient(self.quantizers, "straight_through"):
             found = self._encoder(images, training=False)
             wanted = self._encoder(tf.stop_gradient(reference), training=False)
-            for layer, z, clean in zip(self.quantizers, found, wanted, strict=True):
+            for i, layer in enumerate(self.quantizers):
+                z, clean = found[str(i)], wanted[str(i)]
                 codes = tf.stop_gradient(tf.cast(layer(clean, training=False)["quantized"], tf.float32))
                 vectors = tf.cast(z, tf.float32)
                 if layer.distance == "cosine":
@@ -215,7 +216,9 @@ def _encoder(model: Any, quantizers: tuple[VectorQuantizer, ...]) -> keras.Model
     if not quantizers or not isinstance(graph, keras.Model) or not all(layer in graph.layers for layer in quantizers):
         return None
     try:
-        return keras.Model(graph.inputs, [layer.input for layer in quantizers])
+        (inputs,) = graph.inputs
+        # A dictionary: of a list of one Keras makes no list.
+        return keras.Model(inputs, {str(i): layer.input for i, layer in enumerate(quantizers)})
     except (AttributeError, ValueError):  # not a functional model, or a quantizer used twice
         return None
 
