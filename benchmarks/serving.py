@@ -124,7 +124,8 @@ def measure(base: Path, options: argparse.Namespace) -> None:
     signatures = [model.signature(name) for name in SIGNATURES]
     found: dict[tuple, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, serving(base) as (address, pid, ready):
-        print(json.dumps({"ready_seconds": round(ready, 1), "load_average": os.getloadavg()}), flush=True)
+        start = {"ready_seconds": round(ready, 1), "ready_cpu_seconds": round(cpu_seconds(pid), 1)}
+        print(json.dumps({**start, "load_average": os.getloadavg()}), flush=True)
         for _ in range(options.rounds):
             for signature in signatures:
                 for batch in options.batches:
