@@ -235,7 +235,7 @@ def test_unknown_names_and_models_that_do_not_fit_are_refused(problem, averaging
     classifier, images, labels = problem
     with pytest.raises(UserError, match="unknown threat model 'black_box': expected one of gray_box, white_box"):
         _evaluate(problem, averaging, threat_models=["black_box"])
-    with pytest.raises(UserError, match="unknown defense 'jpg': expected one of none, vqunet"):
+    with pytest.raises(UserError, match="unknown defense 'jpg': expected one of bit_depth, dae"):
         _evaluate(problem, averaging, defenses=["jpg"])
     with pytest.raises(UserError, match="unknown suite 'huge': expected one of quick"):
         suites.build("huge", [], THREATS, 3)
