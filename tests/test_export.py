@@ -376,7 +376,7 @@ def test_command_knows_every_layer_of_a_run_folder():
 
 
 def test_benchmark_of_the_score(saved, quantized, tmp_path, capsys, monkeypatch):
-    """It prints a row for each kind of image, and an attacker with no threshold to fear only has to change the class."""
+    """It prints a row for each kind of image."""
     run = RunFolder(tmp_path / "run")
     run.create(Config().replace({"data.image_shape": SHAPE, "data.class_names": NAMES}))
     for model, path in zip(quantized, (run.purifier, run.classifier), strict=True):
@@ -388,8 +388,23 @@ def test_benchmark_of_the_score(saved, quantized, tmp_path, capsys, monkeypatch)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["attack"] for row in rows] == ["none", *["gray_box pgd"] * 4, "white_box pgd, class and score"]
     assert (rows[0]["accuracy"], rows[0]["n"], rows[1]["n"], rows[-1]["n"]) == (1.0, 6, 3, 4)
-    easy = {"threshold": 0.999, "epsilon": 1.0, "steps": 6}
-    loaded = tf.saved_model.load(str(saved))  # kept: it owns the variables
-    signature = loaded.signatures["serving_default"]
-    assert benchmark.adaptive(signature, images, labels, **easy) == 1.0
-    assert benchmark.adaptive(signature, images, labels, **{**easy, "epsilon": 0.0}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("score_at", "epsilon", "beaten"),
+    [(lambda mean: 0.0 * mean, 0.2, 1.0), (lambda mean: 0.0 * mean, 0.02, 0.0), (lambda mean: 1.0 - mean, 0.2, 0.0)],
+)
+def test_attack_on_class_and_score(score_at, epsilon, beaten):
+    """On a model whose class is brightness above 1/2: 0.6 falls to 0.2, not to 0.02, and not where dark is flagged."""
+
+    def signature(images):
+        mean = tf.reduce_mean(images, axis=(1, 2, 3))
+        probabilities = tf.nn.softmax(tf.stack([tf.zeros_like(mean), 20.0 * (mean - 0.5)], axis=-1))
+        return {
+            "probabilities": probabilities,
+            "class_id": tf.argmax(probabilities, axis=-1),
+            "adversarial_score": score_at(mean),
+        }
+
+    images = np.full((3, 8, 8, 1), 153, np.uint8)
+    assert benchmark.adaptive(signature, images, np.array([1, 1, 1]), 0.45, epsilon, 10) == beaten
