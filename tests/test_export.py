@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from benchmarks import score as benchmark
 from serving import c_api, card, export, parity, score, signatures, warmup
 from vqunet_tf.config import Config
+from vqunet_tf.data import Split
 from vqunet_tf.errors import UserError
 from vqunet_tf.models import presets
 from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.runs import RunFolder, save_model
 
+ROOT = Path(__file__).parents[1]
 SHAPE = (8, 12, 3)  # neither square nor grey, so that a swapped axis shows
 NAMES = ("cat", "dög", "bird", "fish")
 CLASSES = {"probabilities", "class_id", "label"}
@@ -362,3 +366,45 @@ def test_command_on_a_run_whose_data_do_not_fit(models, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "3" / "assets" / "parity.json").read_text())["signatures"].keys() == {
         name for name, _, _ in SIGNATURES
     }
+
+
+def test_command_knows_every_layer_of_a_run_folder():
+    """In a process of its own: a layer that nothing imports cannot be loaded from a .keras file."""
+    code = "import serving.export, keras; print(keras.saving.get_registered_object('vqunet_tf>Whitening').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "Whitening\n"
+
+
+def test_benchmark_of_the_score(saved, quantized, tmp_path, capsys, monkeypatch):
+    """It prints a row for each kind of image."""
+    run = RunFolder(tmp_path / "run")
+    run.create(Config().replace({"data.image_shape": SHAPE, "data.class_names": NAMES}))
+    for model, path in zip(quantized, (run.purifier, run.classifier), strict=True):
+        save_model(model, path)
+    images = random_images(6, "uint8")
+    labels = np.asarray(quantized[1](quantized[0](images / np.float32(255)))).argmax(-1)
+    monkeypatch.setattr(benchmark.data, "load", lambda config, split: Split(images, labels, NAMES))
+    benchmark.main([f"--export={saved}", f"--run_dir={run.path}", "--adaptive=4", "--steps=4"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["attack"] for row in rows] == ["none", *["gray_box pgd"] * 4, "white_box pgd, class and score"]
+    assert (rows[0]["accuracy"], rows[0]["n"], rows[1]["n"], rows[-1]["n"]) == (1.0, 6, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("score_at", "epsilon", "beaten"),
+    [(lambda mean: 0.0 * mean, 0.2, 1.0), (lambda mean: 0.0 * mean, 0.02, 0.0), (lambda mean: 1.0 - mean, 0.2, 0.0)],
+)
+def test_attack_on_class_and_score(score_at, epsilon, beaten):
+    """On a model whose class is brightness above 1/2: 0.6 falls to 0.2, not to 0.02, and not where dark is flagged."""
+
+    def signature(images):
+        mean = tf.reduce_mean(images, axis=(1, 2, 3))
+        probabilities = tf.nn.softmax(tf.stack([tf.zeros_like(mean), 20.0 * (mean - 0.5)], axis=-1))
+        return {
+            "probabilities": probabilities,
+            "class_id": tf.argmax(probabilities, axis=-1),
+            "adversarial_score": score_at(mean),
+        }
+
+    images = np.full((3, 8, 8, 1), 153, np.uint8)
+    assert benchmark.adaptive(signature, images, np.array([1, 1, 1]), 0.45, epsilon, 10) == beaten
