@@ -16,7 +16,7 @@ from vqunet_tf.evaluation.findings import Check, because
 LENGTH = 0.01  # of a step (l2): float32 still resolves it, and few kinks of a network lie within it
 STEADY = 0.05  # differences of this and of half the length agree this well where there is a slope
 SMOOTH = 1 / 3  # of the comparisons must be steady for a verdict
-TOLERANCE = 0.1  # median relative error; measured on sound chains 0.01 to 0.04
+TOLERANCE = 0.25  # median relative error; measured on sound chains 0.01 to 0.14, the most with max pooling
 MARGIN = 0.05  # images are moved this far into (0,1), where no clipping bends a slope
 
 Answer = Callable[[np.ndarray], np.ndarray]  # images [N,H,W,C] → logits [N,K]
