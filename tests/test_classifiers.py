@@ -1,11 +1,17 @@
 """Target classifiers by name: sizes by hand, whitened patches, features beside logits, round trips."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 from vqunet_tf.errors import UserError
 from vqunet_tf.models import classifiers
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(name, shape=(28, 28, 1)):
@@ -106,3 +112,11 @@ class TestFeatures:
         x = rng.random((6, 4, 4, 1), dtype="float32")
         found = classifiers.with_logits(soft, (4, 4, 1))(x).numpy() - plain(x).numpy()
         np.testing.assert_allclose(found, np.broadcast_to(found[:, :1], found.shape), atol=1e-5)
+
+
+def test_importing_the_package_is_enough_to_load_a_classifier(tmp_path):
+    """In a process of its own: here the layers are known already."""
+    path = tmp_path / "fast.keras"
+    build("fast").save(path)
+    code = f"import vqunet_tf, keras; keras.models.load_model({str(path)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
