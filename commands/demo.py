@@ -22,7 +22,7 @@ def main() -> None:
     _step("serving.export", f"--run_dir={RUN}", f"--export_dir={EXPORTED}", f"--version={version}")
     _serve_and_ask(sorted(Path(RUN, "plots", "examples").glob("*.png"))[:4])
     seconds = time.perf_counter() - start
-    print(f"\nThe demo took {seconds:.0f} s. Read {RUN}/report.md, look at {RUN}/plots/pictures.png.")
+    print(f"\nThe demo took {seconds:.0f} s. Open {RUN}/report.html.")
 
 
 def _step(module: str, *arguments: str) -> None:
