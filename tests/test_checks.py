@@ -13,6 +13,7 @@ from vqunet_tf import VectorQuantizer
 from vqunet_tf.attacks.cleverhans import input_gradient
 from vqunet_tf.errors import UserError
 from vqunet_tf.evaluation import Outcome, checks, differences, evaluate, probes
+from vqunet_tf.evaluation.findings import common, minimum
 from vqunet_tf.evaluation.statistics import above, wilson
 from vqunet_tf.evaluation.suites import build
 from vqunet_tf.evaluation.victims import Chain
@@ -224,6 +225,12 @@ def test_ablations_are_compared_under_the_attacks_that_both_met():
     # Budgets are pooled: 0.8 and 0.4 against 0.9 and 0.2.
     ours = [_outcome(0.8, **_GRAY), _outcome(0.4, **_GRAY, epsilon=0.2)]
     assert checks.beats_ablations([*ours, _outcome(0.9, **_UNET), _outcome(0.2, **_UNET, epsilon=0.2)]).passed
+
+
+def test_arrays_of_fewer_images_are_the_first_ones():
+    three, five = np.array([True, False, True]), np.array([True, True, False, False, True])
+    assert minimum([three, five]).tolist() == minimum([five, three]).tolist() == [True, False, False, False, True]
+    assert [part.tolist() for part in common(five, three)] == [[True, True, False], three.tolist()]
 
 
 def test_noise_and_transfer_need_not_work():

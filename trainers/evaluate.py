@@ -47,13 +47,13 @@ def main(values: flags.FlagValues) -> None:
     plan = suites.build(values.suite, values.attacks, _threats(values, settings, channels), settings.pgd_steps)
     classifier, purifier = folder.load_classifier(), folder.load_purifier()
     inputs.check_agreement(config, classifier, purifier, str(folder.path))
-    carried = _surrogates(values.surrogate, folder) if plan.carried else {}
 
     test = data.load(dataclasses.replace(config.data, data_dir=values.data_dir or config.data.data_dir), "test")
     part = sample(test, settings.num_examples if values.num_examples is None else values.num_examples)
     classifiers.check(
         classifier, test.images.shape[1:], len(test.class_names), part.images[:64], str(folder.classifier)
     )
+    carried = _surrogates(values.surrogate, folder, test, part) if plan.carried else {}
     beside = Path("results", values.preset) if values.preset else folder.path
     output = report.make_folder(Path(values.output_dir or beside))
     kept = (output if values.preset else folder.path) / "adversaries"
@@ -108,14 +108,18 @@ def _threats(values: flags.FlagValues, settings: EvaluationConfig, channels: int
     return found if values.norm else found + [Threat("l2", epsilon) for epsilon in longer]
 
 
-def _surrogates(folders: Sequence[str], own: RunFolder) -> dict[str, Chain]:
+def _surrogates(folders: Sequence[str], own: RunFolder, test: data.Split, part: data.Split) -> dict[str, Chain]:
+    """The models of other runs, each alone and behind its purifier."""
     found: dict[str, Chain] = {}
     for path in folders:
         other = RunFolder(path)
         if other.path.resolve() == own.path.resolve():
             raise UserError(f"--surrogate={path} is the evaluated run itself: expected one with another seed")
         other.load_config()  # refuses what is no run folder
-        found |= surrogates(other.path.name, other.load_classifier(), other.load_purifier())
+        classifier, purifier = other.load_classifier(), other.load_purifier()
+        shape = test.images.shape[1:]
+        classifiers.check(classifier, shape, len(test.class_names), part.images[:64], str(other.classifier))
+        found |= surrogates(other.path.name, classifier, purifier)
     return found
 
 

@@ -61,14 +61,15 @@ def evaluate(
         raise UserError(f"attacks need the Keras backend tensorflow, got {keras.backend.backend()}: set KERAS_BACKEND")
     purifier, classifier = _parts(defended)
     threats = [Threat("linf", epsilon) for epsilon in epsilons] + [Threat("l2", epsilon) for epsilon in l2_epsilons]
+    few = inputs.unit_images(images[:2])
     others: dict[str, Any] = {}
     for name, other in (surrogates or {}).items():
         purify, bare = _parts(other)
-        others |= chains_of(name, bare, None if purify is None else function_of(purify, inputs.unit_images(images)))
+        others |= chains_of(name, bare, None if purify is None else function_of(purify, few))
     defenses = {}
     if purifier is not None:
         name = "vqunet" if isinstance(purifier, VQUNet) else "purifier"
-        defenses[name] = function_of(purifier, inputs.unit_images(images[:2]))
+        defenses[name] = function_of(purifier, few)
     found = measure(
         classifier,
         None,
