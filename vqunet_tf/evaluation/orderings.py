@@ -156,7 +156,7 @@ def _in_order(name: str, stronger: str, weaker: str, pairs: Sequence[Pair]) -> C
         if wilson(int(missed.sum()), len(missed))[0] > MISSED:
             shares = f"{strong.mean():.1%} right under {stronger}, {weak.mean():.1%} under {weaker}"
             wrong.append(f"{at}: only {weaker} breaks {missed.mean():.1%} of {len(missed)} images ({shares})")
-    return compared(name, f"only {weaker} breaks at most {largest:.1%} of the images", len(pairs), wrong)
+    return compared(name, f"at most {largest:.1%} of the images fall to {weaker} alone", len(pairs), wrong)
 
 
 def _two(outcomes: Sequence[Outcome], one: ThreatModel, two: ThreatModel) -> Iterable[tuple[list[Outcome], ...]]:
