@@ -72,15 +72,17 @@ class Victim:
 
 
 def victim(name: str, number: int) -> Victim:
-    """The victim of that name and so many of its test images."""
+    """The victim of that name and so many of its test images; where there are fewer, they come again."""
     config = preset("digits" if name == "small" else name, "digits" if name == "small" else name)
     if name == "fashion_mnist":
         classifier = presets.load(name, "classifier")
     else:
         train = data.load(config.data, "train")
         classifier = trained(name, config.classifier, train.images / np.float32(255), train.labels)
-    part = sample(data.load(config.data, "test"), number)
-    return Victim(classifier, part.images / np.float32(255), part.labels)
+    test = data.load(config.data, "test")
+    part = sample(test, min(number, len(test.labels)))
+    rows = np.arange(number) % len(part.labels)
+    return Victim(classifier, part.images[rows] / np.float32(255), part.labels[rows])
 
 
 def trained(name: str, settings: Any, images: np.ndarray, labels: np.ndarray) -> keras.Model:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from vqunet_tf.attacks import APGDCE, APGDDLR, ATTACKS, CWL2, Attack, DeepFool, HopSkipJump, Square, square_l2
+from vqunet_tf.attacks.art import ArtAttack
 from vqunet_tf.attacks.art_model import EndToEnd, difference_of_logits_ratio, seeded
 from vqunet_tf.attacks.base import generators
 from vqunet_tf.errors import UserError
@@ -104,13 +105,30 @@ def test_the_seed_decides_what_is_random(victim, batch, attack: Attack):
 
 @EACH
 def test_an_image_that_is_wrong_already_is_left_as_it_is(victim, batch, attack: Attack):
-    """Also in the middle of a batch; and the last batch is not filled up."""
+    """Also in the middle of a batch."""
     images, labels = batch[0][:3], batch[1][:3].copy()
     labels[1] = (labels[1] + 1) % CLASSES
-    sizes = []
-    found = attack(victim, images, labels, batch_size=2, on_batch=sizes.append)
+    found = attack(victim, images, labels, batch_size=2)
     np.testing.assert_array_equal(found[1], images[1])
-    assert sizes == [2, 1]
+
+
+def test_a_last_batch_is_not_filled_up_and_generators_follow_their_images(victim, batch):
+    """Walking the same image a hundred times would cost what a hundred images cost."""
+    seen = []
+
+    class Recording(ArtAttack):
+        name = "recording"
+
+        def attack(self, model, images, labels, rngs):
+            seen.append((len(images), [rng.integers(1000) for rng in rngs]))
+            return images
+
+    images, labels = batch[0][:5], batch[1][:5].copy()
+    labels[2] = (labels[2] + 1) % CLASSES
+    Recording(threat=LINF)(victim, images, labels, batch_size=3, seed=7)
+    assert [size for size, _ in seen] == [2, 2]
+    first, second = ([np.random.default_rng((7, row)).integers(1000) for row in rows] for rows in ((0, 1), (3, 4)))
+    assert [drawn for _, drawn in seen] == [first, second]
 
 
 @EACH
@@ -304,10 +322,9 @@ def test_no_image_costs_more_queries_than_steps(victim, batch, threat: Threat, k
     monkeypatch.setattr(EndToEnd, "loss_gradient", None)
     monkeypatch.setattr(EndToEnd, "class_gradient", None)
     attack = kind(threat=threat, steps=400)
-    attack(victim, images, labels)
-    (model,) = asked
+    attack(victim, images, labels, batch_size=2)
     # The first look at the batch, and ART's two looks back at each image, are not part of the walk.
-    assert 3 * 10 < model.queries <= 3 * (400 + 6)
+    assert 3 * 10 < sum(model.queries for model in asked) <= 3 * (400 + 6)
 
 
 def test_a_walk_depends_on_its_own_generator_only(victim, batch):
