@@ -31,7 +31,7 @@ _LABELS = {
     "fgsm": "FGSM",
     "bim": "BIM",
     "pgd": "PGD",
-    "pgd_targeted": "PGD, aimed",
+    "pgd_targeted": "targeted PGD",
     "mim": "MIM",
     "cw_l2": "CW",
     "deepfool": "DeepFool",
@@ -148,9 +148,13 @@ def curves(rows: Sequence[Row]) -> list[tuple[str, ThreatModel, dict[str, list[R
 
 
 def gradients(rows: Sequence[Row]) -> list[tuple[Row, dict[str, float], float]]:
-    """Rows whose attack followed several gradients: what each left by name, and the least of them."""
-    found = [(row, row.get("variants") or {}) for row in rows]
-    return [(row, variants, min(variants.values())) for row, variants in found if variants]
+    """White-box rows whose attack followed several gradients: what each left by name, and the least of them.
+
+    (Variants of a transfer are surrogates.)
+    """
+    white = [row for row in rows if row["threat_model"] == ThreatModel.WHITE_BOX.value]
+    found = [(row, row.get("variants") or {}) for row in white]
+    return [(row, variants, min(variants.values())) for row, variants in found if len(variants) > 1]
 
 
 def failed_first(checks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
