@@ -68,6 +68,7 @@ class RunFolder:
             self.tensorboard: "the same as curves, and images: tensorboard --logdir",
             self.checkpoints: "what an interrupted run goes on from",
             self.report: "what was measured",
+            self.path / "report.html": "the same as a page",
             self.path / "adversaries": "what an evaluation crafted; it goes on from there",
         }
         return {path: what for path, what in known.items() if path.exists()}
