@@ -61,7 +61,7 @@ def evaluate(
         raise UserError(f"attacks need the Keras backend tensorflow, got {keras.backend.backend()}: set KERAS_BACKEND")
     purifier, classifier = _parts(defended)
     threats = [Threat("linf", epsilon) for epsilon in epsilons] + [Threat("l2", epsilon) for epsilon in l2_epsilons]
-    few = inputs.unit_images(images[:2])
+    few = inputs.unit_images(images[:2] if np.ndim(images) == 4 else images)
     others: dict[str, Any] = {}
     for name, other in (surrogates or {}).items():
         purify, bare = _parts(other)
