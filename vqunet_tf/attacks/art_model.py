@@ -104,7 +104,7 @@ class EndToEnd(TensorFlowV2Classifier):
     ) -> np.ndarray:
         """Loss `[B]` of each image; y one-hot."""
         if reduction != "none":
-            raise NotImplementedError(reduction)
+            raise ValueError(f"expected the loss of each image (reduction 'none'), got {reduction!r}")
         return self.programs.losses[self.loss](np.asarray(x, np.float32), y.argmax(axis=1)).numpy()
 
     def class_gradient(

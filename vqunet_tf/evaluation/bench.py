@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,14 +90,6 @@ class Bench:
             }
             cache.prune(found)
             self._places = {name: caching.place(name, fingerprint) for name, fingerprint in found.items()}
-
-    def subset(self, n: int) -> Bench:
-        """The bench with the first n images only: same victims, same cache, and no part in the progress."""
-        few = copy.copy(self)
-        few.images, few.labels = self.images[:n], self.labels[:n]
-        few.clean_logits = {name: logits[:n] for name, logits in self.clean_logits.items()}
-        few.progress = None
-        return few
 
     def clean(self, defense: str, model: ThreatModel, norm: str) -> Outcome:
         """The outcome of no attack."""
