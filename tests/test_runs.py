@@ -89,6 +89,15 @@ def test_a_given_classifier_is_kept_as_it_is(tmp_path):
         np.testing.assert_array_equal(kept.numpy(), weight.numpy())
 
 
+def test_what_was_trained_in_half_precision_computes_in_full(tmp_path):
+    """Whoever loads it, to serve it or to take its gradient, gets float32, and the precision of others is left alone."""
+    run = RunFolder(tmp_path / "run")
+    fit.train(tiny(**{"training.precision": "mixed_bfloat16", "training.epochs": 1}), run, say=silent)
+    assert keras.config.dtype_policy().name == "float32"
+    for model in (run.load_classifier(), run.load_purifier().graph):
+        assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+
+
 def test_a_classifier_of_probabilities_is_wrapped_on_request_with_a_warning(tmp_path):
     mine = save_linear(tmp_path / "mine.keras", activation="softmax")
     run, said = RunFolder(tmp_path / "run"), []

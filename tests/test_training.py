@@ -81,11 +81,13 @@ class TestAdversaries:
 
         def drawn(*left_out):
             config = AttackConfig(max_steps=4, leave_out=left_out)
-            return {adversaries._steps(config, rng) for _ in range(200)}
+            return {(steps, decay > 0) for steps, decay in (adversaries._steps(config, rng) for _ in range(200))}
 
-        assert drawn() == {1, 2, 3, 4} and drawn("single_step") == {2, 3, 4} and drawn("iterated") == {1}
-        with pytest.raises(UserError, match="expected one of single_step, iterated to be left"):
-            AttackConfig(leave_out=("single_step", "iterated"))
+        plain, momentum = {(n, False) for n in (2, 3, 4)}, {(n, True) for n in (2, 3, 4)}
+        assert drawn() == {(1, False)} | plain | momentum
+        assert drawn("single_step") == plain | momentum and drawn("momentum", "iterated") == {(1, False)}
+        with pytest.raises(UserError, match="expected one of single_step, iterated, momentum to be left"):
+            AttackConfig(leave_out=("single_step", "iterated", "momentum"))
         with pytest.raises(UserError, match="unknown family of training adversaries 'fgsm': expected one of features"):
             AttackConfig(leave_out=("fgsm",))
 

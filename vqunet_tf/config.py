@@ -174,8 +174,8 @@ class TrainingConfig:
             raise UserError("configuration clean, noisy, adversarial: expected a share above 0, got none")
 
 
-# Kinds of training adversaries: where they aim, in how many steps.
-FAMILIES = ("targeted", "untargeted", "features", "single_step", "iterated")
+# Kinds of training adversaries: where they aim, how they climb.
+FAMILIES = ("targeted", "untargeted", "features", "single_step", "iterated", "momentum")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class AttackConfig:
     aims: relative shares of targeted, untargeted and features.
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
-    leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated.
+    leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated, momentum.
     refresh: epochs after which all are crafted anew; 0 crafts once for the run.
     """
 

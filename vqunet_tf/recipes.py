@@ -40,9 +40,9 @@ _PRESETS: dict[str, Config] = {
             label_smoothing=0.1,
             flip=True,
         ),
-        purifier=PurifierConfig(groups=(2,), normalize=True),
+        purifier=PurifierConfig(widths=(48, 96, 128), groups=(2,), normalize=True),
         training=TrainingConfig(
-            epochs=22,
+            epochs=16,
             batch_size=64,
             max_shift=2,
             flip=True,
@@ -54,7 +54,7 @@ _PRESETS: dict[str, Config] = {
             selection_examples=1000,
         ),
         # Away from the predicted class is the hardest to undo: more of it.
-        attack=AttackConfig(epsilon=0.2, aims=(0.3, 0.6, 0.1)),
+        attack=AttackConfig(epsilon=0.2, aims=(0.3, 0.6, 0.1), copies=4),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.3), pgd_steps=40),
     ),
     # Sizes after airbench94, about 0.32 PFLOP for the classifier; neither stage has been run to its end yet.

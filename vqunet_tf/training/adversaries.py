@@ -11,8 +11,6 @@ from keras import ops
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig
 
-_SINGLE_STEP = 1 / 3  # share of the batches: one large step looks unlike many small ones
-
 # What maps images [B, H, W, C] to {"logits": [B, K], "features": [B, F]}.
 Guide = Callable[[Any], dict[str, Any]]
 
@@ -28,10 +26,11 @@ def craft(
 
     Each image draws its radius (epsilon u^radius_power, u uniform from a fifth to 1) and, in the shares `aims`, where it
     aims: `targeted` (towards a random class other than the predicted one), `untargeted` (away from the predicted class)
-    or `features` (far from the clean features, in any direction). Each batch draws the number of steps (`single_step`
-    for a third, `iterated` with 2 to `max_steps` for the others) and the step size, each image whether its start is
-    random. `leave_out` names kinds that
-    are not made. No aim is given the true label: a perturbation made with it carries it, and a purifier learns to read
+    or `features` (far from the clean features, in any direction). Each batch draws, all alike, how it climbs: in one step
+    (`single_step`), in 2 to `max_steps` (`iterated`), or in as many that follow a running mean of the gradients
+    (`momentum`, Dong et al. 2018, arXiv 1710.06081: its perturbations lie in the corners of the budget, as those of
+    one step do); and the step size. Each image draws whether its start is random. `leave_out` names kinds that are not
+    made. No aim is given the true label: a perturbation made with it carries it, and a purifier learns to read
     it ("label leaking", Kurakin et al. 2017, arXiv 1611.01236). The aim `untargeted` still comes close, where the
     classifier is right; what it does is seen by comparing targeted and untargeted attacks.
 
@@ -86,7 +85,7 @@ def pgd(
         radius = np.full((len(batch), 1, 1, 1), epsilon, "float32")
         noise = radius * rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
         settings = (radius, radius * np.float32(2.5 / steps), pull, np.zeros(len(batch), "float32"))
-        return _climb(ascend, clean, noise, steps, settings, reference["features"])
+        return _climb(ascend, clean, noise, steps, 0.0, settings, reference["features"])
 
     return _in_batches(attack, batch_size, lambda done: None, images, labels)
 
@@ -94,8 +93,9 @@ def pgd(
 def ascent(guide: Guide) -> Callable[..., Any]:
     """One projected sign-gradient step, compiled for a guide whose weights do not change.
 
-    `step(x, clean, epsilon, alpha, pull, distance, reference)`: climbs sum(pull * log softmax) + distance *
-    |features - reference|^2, stays within `epsilon` of `clean` and within [0, 1].
+    `step(x, velocity, decay, clean, epsilon, alpha, pull, distance, reference)` gives the next x and velocity: climbs
+    sum(pull * log softmax) + distance * |features - reference|^2 by the sign of `decay` velocity + g / mean |g|, stays
+    within `epsilon` of `clean` and within [0, 1].
     """
 
     def objective(x: Any, pull: Any, distance: Any, reference: Any) -> Any:
@@ -106,9 +106,14 @@ def ascent(guide: Guide) -> Callable[..., Any]:
 
     gradient = backend.input_gradient(objective)
 
-    def step(x: Any, clean: Any, epsilon: Any, alpha: Any, pull: Any, distance: Any, reference: Any) -> Any:
-        moved = x + alpha * ops.sign(gradient(x, pull, distance, reference))
-        return ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0)
+    def step(
+        x: Any, velocity: Any, decay: Any, clean: Any, epsilon: Any, alpha: Any, pull: Any, distance: Any, reference: Any
+    ) -> tuple[Any, Any]:
+        found = gradient(x, pull, distance, reference)
+        size = ops.mean(ops.abs(found), axis=(1, 2, 3), keepdims=True)
+        velocity = decay * velocity + found / ops.maximum(size, _LEAST_GRADIENT)
+        moved = x + alpha * ops.sign(velocity)
+        return ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0), velocity
 
     return backend.compiled(step)
 
@@ -129,33 +134,47 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
 
     radius = config.epsilon * rng.uniform(0.2, 1.0, size=(size, 1, 1, 1)) ** config.radius_power
     radius = radius.astype("float32")
-    steps = _steps(config, rng)
+    steps, decay = _steps(config, rng)
     alpha = radius * np.float32(1.0 if steps == 1 else rng.uniform(1.0, 2.5) / steps)
     noise = rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
     # A random start always where the aim is distance: at the clean image its gradient is zero.
     spread = np.where((aim == 2) | (rng.random(size) < 0.5), 0.5, 0.0).astype("float32")[:, None, None, None]
     settings = (radius, alpha, attract - repel, (aim == 2).astype("float32"))
-    return _climb(ascend, clean, radius * spread * noise, steps, settings, reference["features"])
+    return _climb(ascend, clean, radius * spread * noise, steps, decay, settings, reference["features"])
 
 
+_LEAST_GRADIENT = 1e-30  # below it there is none to follow
 _AIMS = ("targeted", "untargeted", "features")
 
 
-def _steps(config: AttackConfig, rng: np.random.Generator) -> int:
-    single = 0.0 if "single_step" in config.leave_out else 1.0 if "iterated" in config.leave_out else _SINGLE_STEP
-    drawn, several = rng.random(), int(rng.integers(2, max(config.max_steps, 2) + 1))
-    return 1 if config.max_steps == 1 or drawn < single else several
+_CLIMBS = ("single_step", "iterated", "momentum")
+
+
+def _steps(config: AttackConfig, rng: np.random.Generator) -> tuple[int, float]:
+    """Number of steps of a batch, and how much of the gradients before each of them keeps."""
+    kind = str(rng.choice([name for name in _CLIMBS if name not in config.leave_out]))
+    several, decay = int(rng.integers(2, max(config.max_steps, 2) + 1)), float(rng.uniform(0.5, 1.0))
+    if config.max_steps == 1 or kind == "single_step":
+        return 1, 0.0
+    return several, decay if kind == "momentum" else 0.0
 
 
 def _climb(
-    ascend: Callable[..., Any], clean: Any, start: np.ndarray, steps: int, settings: tuple[Any, ...], features: Any
+    ascend: Callable[..., Any],
+    clean: Any,
+    start: np.ndarray,
+    steps: int,
+    decay: float,
+    settings: tuple[Any, ...],
+    features: Any,
 ) -> np.ndarray:
     """Takes `steps` from clean + start and returns bytes."""
     settings = tuple(ops.convert_to_tensor(part) for part in settings)
     reference = ops.cast(features, "float32")
     x = ops.clip(clean + ops.convert_to_tensor(start), 0.0, 1.0)
+    velocity, kept = ops.zeros_like(x), ops.convert_to_tensor(decay, "float32")
     for _ in range(steps):
-        x = ascend(x, clean, *settings, reference)
+        x, velocity = ascend(x, velocity, kept, clean, *settings, reference)
     return pixels.to_uint8(x)
 
 

@@ -68,6 +68,17 @@ def normalised_together(model: keras.Model, name: str) -> Iterator[None]:
             layer.synchronized = False
 
 
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+    """Inside, layers are made with this dtype policy, such as `mixed_bfloat16`."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 is_chief = workers.is_chief
 
 

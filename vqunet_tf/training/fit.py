@@ -68,15 +68,10 @@ def _train(config: Config, run: RunFolder, say: Say, baselines: tuple[str, ...])
     with workers.chief_first():
         workers.appears(run.config)
         run.create(config)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.training.precision)
     if config.training.deterministic:
         backend.make_deterministic()
-    try:
-        with Interruption() as interruption:
-            _Stages(config, run, split, held_out, say, interruption).train(classifier, missing, baselines)
-    finally:
-        keras.config.set_dtype_policy(policy)
+    with Interruption() as interruption:
+        _Stages(config, run, split, held_out, say, interruption).train(classifier, missing, baselines)
     workers.wait()
     _clean_up(run)
 
@@ -148,10 +143,15 @@ class _Stages:
         settings, training, shape = self.config.classifier, self.config.training, self.config.data.image_shape
         batches = ClassifierBatches(self.split.images, self.split.labels, settings, training.seed, self.replicas)
         keras.utils.set_random_seed(training.seed)
-        with devices.scope(training.strategy):
-            model = classifiers.build(
+
+        def build() -> keras.Model:
+            return classifiers.build(
                 settings.name, shape, len(self.split.class_names), settings.widths, settings.blocks
             )
+
+        with devices.scope(training.strategy):
+            with devices.precision(training.precision):
+                model = build()
             classifiers.whiten(model, self.split.images)
             stage = loop.Stage(
                 name="classifier",
@@ -168,7 +168,7 @@ class _Stages:
         with devices.normalised_together(model, training.strategy):
             stop = workers.agreed(self.stop)
             loop.run(stage, training, self.run, averages, after=boards, stop=stop, say=self.say)
-        _save(model, self.run.classifier)
+        _save(_in_float32(build, model), self.run.classifier)
 
     def _train_purifier(self, wanted: _Purifier) -> None:
         config, training = self.config, self.config.training
@@ -182,8 +182,13 @@ class _Stages:
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)
+
+        def build() -> VQUNet:
+            return VQUNet(**dataclasses.asdict(wanted.settings), channels=config.data.image_shape[-1])
+
         with devices.scope(training.strategy):
-            purifier = VQUNet(**dataclasses.asdict(wanted.settings), channels=config.data.image_shape[-1])
+            with devices.precision(training.precision):
+                purifier = build()
             if wanted.start is not None:
                 purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
@@ -214,8 +219,7 @@ class _Stages:
                 boards = [tensorboard.PurifierBoard(self.run.tensorboard / stage.name, batches, purifier, grid)]
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
-        purifier.set_gradient("straight_through")
-        _save(purifier, wanted.path)
+        _save(_in_float32(build, purifier), wanted.path)
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
         training = self.config.training
@@ -246,6 +250,13 @@ class _Stages:
     def _accuracy(self, model: keras.Model) -> float:
         logits = classifiers.logits_of(model, self.held_out.images)
         return float(np.mean(logits.argmax(axis=1) == self.held_out.labels))
+
+
+def _in_float32(build: Callable[[], keras.Model], trained: keras.Model) -> keras.Model:
+    """The weights in a model as `build` makes it without a policy: whoever loads it computes in full precision."""
+    model = build()
+    model.set_weights(trained.get_weights())
+    return model
 
 
 def _save(model: keras.Model, path: Path) -> None:
