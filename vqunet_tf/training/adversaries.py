@@ -107,7 +107,15 @@ def ascent(guide: Guide) -> Callable[..., Any]:
     gradient = backend.input_gradient(objective)
 
     def step(
-        x: Any, velocity: Any, decay: Any, clean: Any, epsilon: Any, alpha: Any, pull: Any, distance: Any, reference: Any
+        x: Any,
+        velocity: Any,
+        decay: Any,
+        clean: Any,
+        epsilon: Any,
+        alpha: Any,
+        pull: Any,
+        distance: Any,
+        reference: Any,
     ) -> tuple[Any, Any]:
         found = gradient(x, pull, distance, reference)
         size = ops.mean(ops.abs(found), axis=(1, 2, 3), keepdims=True)
