@@ -8,7 +8,7 @@ from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder, load_model
-from vqunet_tf.training import adversaries, fit
+from vqunet_tf.training import adversaries, fit, optimizers
 
 
 def tiny(**changes):
@@ -87,6 +87,19 @@ def test_a_given_classifier_is_kept_as_it_is(tmp_path):
     fit.train(tiny(**{"classifier.path": str(tmp_path / "mine.keras"), "training.epochs": 1}), run, say=silent)
     for kept, weight in zip(run.load_classifier().weights, mine.weights, strict=True):
         np.testing.assert_array_equal(kept.numpy(), weight.numpy())
+
+
+def test_both_stages_take_the_steps_asked_for(tmp_path, monkeypatch):
+    taken, build = [], optimizers.build
+
+    def spy(schedule, weight_decay, muon=0.0, accumulate=1):
+        taken.append(muon)
+        return build(schedule, weight_decay, muon, accumulate)
+
+    monkeypatch.setattr(optimizers, "build", spy)
+    changes = {"classifier.muon": 2.0, "training.muon": 3.0, "training.epochs": 1}
+    fit.train(tiny(**changes), RunFolder(tmp_path / "run"), say=silent)
+    assert taken == [2.0, 3.0]
 
 
 def test_what_was_trained_in_half_precision_computes_in_full(tmp_path):

@@ -58,6 +58,7 @@ class ClassifierConfig:
     name: `residual`, `fast`, `resnet20`, or `defense_gan_a` to `defense_gan_d`.
     widths: channels per stage, each stage at half the resolution of the one before.
     blocks: residual blocks per stage.
+    muon: its inner convolutions take Muon's step, at this multiple of the learning rate; 0 is AdamW for all.
     max_shift, flip: augmentation, in pixels and as a yes or no.
     """
 
@@ -70,6 +71,7 @@ class ClassifierConfig:
     epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 4e-3
+    muon: float = 0.0
     weight_decay: float = 1e-2
     label_smoothing: float = 0.05
     max_shift: int = 2
@@ -77,7 +79,7 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "blocks", "epochs", "batch_size")
-        _at_least(self, 0, "max_shift", "learning_rate", "weight_decay", "label_smoothing")
+        _at_least(self, 0, "max_shift", "learning_rate", "muon", "weight_decay", "label_smoothing")
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ class _Stages:
                 learning_rate=settings.learning_rate,
                 weight_decay=settings.weight_decay,
                 warmup=0.2,
+                muon=settings.muon,
             )
             averages = self._averages(model, batches, settings.epochs)
             boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
