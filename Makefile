@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo results test lint clean
 
 help:
 	@echo "make demo    train, attack, report, export, serve and query on the embedded data set"
+	@echo "make results fill the tables of RESULTS.md from the reports in results/"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and caches (runs/ and exported/ stay)"
@@ -15,6 +16,10 @@ help:
 demo:
 	@$(call install,requirements.txt)
 	@"$(VENV)/bin/python" -m commands.demo
+
+results:
+	@$(call install,requirements.txt)
+	@"$(VENV)/bin/python" -m commands.results
 
 test:
 	@$(call install,requirements.txt requirements-dev.txt)

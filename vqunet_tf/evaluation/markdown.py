@@ -40,7 +40,7 @@ def headline(report: dict[str, Any]) -> str:
         for line in summary.headline(report["rows"], budget):
             worst = [cell(line.worst[model]) for model in ATTACKERS]
             lines.append([radius(budget), line.defense, cell(line.clean), *worst])
-    return _table(lines, numbers=1 + len(ATTACKERS))
+    return as_table(lines, numbers=1 + len(ATTACKERS))
 
 
 def _head(report: dict[str, Any]) -> list[str]:
@@ -108,7 +108,7 @@ def _heat_maps(report: dict[str, Any]) -> list[str]:
             for attack, cells in attacks:
                 shares = [summary.MISSING if row is None else percent(row["accuracy"]) for row in cells.values()]
                 table.append([words(model), attack, *shares])
-        lines += [f"Accuracy in %, epsilon {radius(budget)}:", "", _table(table, numbers=len(names)), ""]
+        lines += [f"Accuracy in %, epsilon {radius(budget)}:", "", as_table(table, numbers=len(names)), ""]
     return lines
 
 
@@ -128,7 +128,7 @@ def _gradients(report: dict[str, Any]) -> list[str]:
         "",
         "Accuracy in % that each gradient leaves; the strongest counts for each image.",
         "",
-        _table(table, numbers=len(names)),
+        as_table(table, numbers=len(names)),
         "",
     ]
 
@@ -150,7 +150,7 @@ def _rows(report: dict[str, Any]) -> list[str]:
                 f"{row['seconds']:.1f}",
             ]
         )
-    return ["## All rows", "", _table(lines, numbers=4), ""]
+    return ["## All rows", "", as_table(lines, numbers=4), ""]
 
 
 def _checks(report: dict[str, Any]) -> list[str]:
@@ -160,7 +160,7 @@ def _checks(report: dict[str, Any]) -> list[str]:
     verdict = f"{failed} of {len(found)} failed: read the numbers above with that in mind." if failed else "All passed."
     lines = [["check", "", "what was seen"]]
     lines += [[f"`{check['name']}`", "passed" if check["passed"] else "**FAILED**", check["detail"]] for check in found]
-    return ["## Does the evaluation trust itself?", "", verdict, "", _table(lines), ""]
+    return ["## Does the evaluation trust itself?", "", verdict, "", as_table(lines), ""]
 
 
 def _again(report: dict[str, Any]) -> list[str]:
@@ -175,7 +175,7 @@ def _again(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(lines: Sequence[Sequence[str]], numbers: int = 0) -> str:
+def as_table(lines: Sequence[Sequence[str]], numbers: int = 0) -> str:
     """A Markdown table that also reads well as plain text; the last `numbers` columns are set to the right."""
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
     right = [i >= len(widths) - numbers for i in range(len(widths))]
