@@ -15,33 +15,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from vqunet_tf import VQUNet
+from vqunet_tf.models.operations import multiply_accumulates, of_layers, of_search
 from vqunet_tf.recipes import preset
 
+__all__ = ["SHAPES", "best_seconds", "matmul_peak", "measure", "of_layers", "of_search"]
+
 SHAPES = {"digits": (32, 32, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-
-
-def multiply_accumulates(model: VQUNet, shape: tuple[int, ...]) -> int:
-    """Of one image: the convolutions and the search for the nearest codes."""
-    return of_layers(model.graph, shape) + of_search(model, shape)
-
-
-def of_layers(model: keras.Model, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image in the convolutions and dense layers of a functional model."""
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
-    outputs = keras.Model(model.inputs[0], [layer.output for layer in layers])(np.zeros((1, *shape), "float32"))
-    places = [int(np.prod(output.shape[1:-1])) for output in outputs]
-    return sum(place * int(np.prod(layer.kernel.shape)) for place, layer in zip(places, layers, strict=True))
-
-
-def of_search(model: VQUNet, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image in the search for the nearest codes."""
-    maps = [codes for _, codes in sorted(model.codes(np.zeros((1, *shape), "float32")).items())]
-    return sum(m.size * q.num_embeddings * q.embedding_dim for m, q in zip(maps, model.quantizers, strict=True))
 
 
 def best_seconds(run: Callable[[], Any], repeats: int = 15) -> float:
