@@ -14,7 +14,7 @@ PACKAGES = ("vqunet_tf", "commands", "trainers", "serving", "benchmarks")
 # Low to high. A unit imports itself and lower layers, never a sibling.
 LAYERS = (
     {"errors"},
-    {"pixels", "threat", "backend", "config"},
+    {"pixels", "threat", "backend", "config", "checksums"},
     {"models", "data", "runs", "recipes"},
     {"training", "attacks", "defenses"},
     {"evaluation"},

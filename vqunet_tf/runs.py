@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from vqunet_tf import checksums
 from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
 
@@ -23,7 +24,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.config = self.path / "config.json"
-        self.classifier = self.path / "classifier.keras"
+        self.classifier = checksums.path_of(self.path, "classifier.keras")  # presets may share one
         self.purifier = self.path / "purifier.keras"
         self.baselines = self.path / "baselines"
         self.metrics = self.path / "metrics.csv"

@@ -1,21 +1,24 @@
 """Released weights: `vqunet_tf/presets/<name>/` is a run folder with a model card and checksums.
 
-It holds purifier.keras, classifier.keras, config.json, CARD.md and SHA256SUMS (as `sha256sum` writes it).
+It holds purifier.keras, classifier.keras, config.json, CARD.md and SHA256SUMS (as `sha256sum` writes it). A preset whose
+classifier is that of another one names `../other/classifier.keras` there instead of holding it. `commands/release.py`
+makes these folders.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import keras
+
+from vqunet_tf import checksums
 
 FOLDER = Path(__file__).resolve().parents[1] / "presets"
 
 
 def names() -> list[str]:
     """The presets that come with this version."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/SHA256SUMS"))
+    return sorted(path.parent.name for path in FOLDER.glob(f"*/{checksums.NAME}"))
 
 
 def folder(name: str) -> Path:
@@ -25,10 +28,9 @@ def folder(name: str) -> Path:
     """
     if name not in names():
         raise ValueError(f"Unknown preset {name!r}. Known: {', '.join(names()) or 'none in this installation'}")
-    for line in (FOLDER / name / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
-        expected, file = line.split()
+    for file, expected in checksums.read(FOLDER / name).items():
         path = FOLDER / name / file
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = checksums.of(path) if path.exists() else "no file"
         if found != expected:
             raise ValueError(f"{path} is damaged: expected SHA-256 {expected}, got {found}. Install the package again.")
     return FOLDER / name
@@ -36,4 +38,4 @@ def folder(name: str) -> Path:
 
 def load(name: str, part: str) -> keras.Model:
     """Loads the `purifier` or the `classifier` of a preset; raises what `folder` does."""
-    return keras.models.load_model(folder(name) / f"{part}.keras", compile=False)
+    return keras.models.load_model(checksums.path_of(folder(name), f"{part}.keras"), compile=False)
