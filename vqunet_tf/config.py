@@ -97,6 +97,8 @@ class PurifierConfig:
     quantize: bool = True
     skips: bool = True
     normalize: bool = False
+    finest_skip: int = 0
+    codebook: str = "ema"
 
 
 # Which weights a training keeps, in the words of the report.

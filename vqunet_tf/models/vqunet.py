@@ -38,10 +38,11 @@ class VQUNet(keras.Model):
         groups: codes at each place of a level, or one number for all; more keep more of the image.
         stem: patch size of the first and last convolution; 2 works at half resolution.
         channels: C.
-        commitment_cost, decay: as in `VectorQuantizer`.
+        commitment_cost, decay, codebook: as in `VectorQuantizer`.
         quantize: False leaves the code books out (a plain U-Net).
         normalize: True normalises each image inside the residual blocks.
         skips: False leaves the skip connections out (a VQ-VAE; with `quantize=False` a denoising autoencoder).
+        finest_skip: level of the finest skip connection; those of finer levels are left out.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
@@ -62,6 +63,8 @@ class VQUNet(keras.Model):
         quantize: bool = True,
         skips: bool = True,
         normalize: bool = False,
+        finest_skip: int = 0,
+        codebook: str = "ema",
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -78,13 +81,16 @@ class VQUNet(keras.Model):
             if value < 1:
                 raise ValueError(f"Expected {name} of at least 1. Received: {value!r}")
 
+        if not 0 <= finest_skip < depth:
+            raise ValueError(f"Expected finest_skip from 0 to {depth - 1}. Received: {finest_skip!r}")
+
         # === Layers ===
-        quantized_levels = range(depth) if skips else [depth - 1]
+        bottled = range(finest_skip, depth) if skips else [depth - 1]
         quantizers = {
             i: VectorQuantizer(
-                codes[i], dims[i], commitment_cost, decay=decay, groups=several[i], name=f"quantizer_{i}"
+                codes[i], dims[i], commitment_cost, codebook, decay, groups=several[i], name=f"quantizer_{i}"
             )
-            for i in quantized_levels
+            for i in bottled
             if quantize
         }
 
@@ -118,7 +124,7 @@ class VQUNet(keras.Model):
         for i in reversed(range(depth)):
             if i < depth - 1:
                 h = parts.up(h, widths[i], f"up_{i}")
-                if skips:
+                if i in bottled:
                     h = h + bottle(i)
             for b in range(blocks):
                 h = parts.residual(h, f"decoder_{i}_{b}", normalize)
@@ -142,6 +148,8 @@ class VQUNet(keras.Model):
         self.quantize = quantize
         self.skips = skips
         self.normalize = normalize
+        self.finest_skip = finest_skip
+        self.codebook = codebook
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.jit_in_inference()
 
@@ -215,7 +223,7 @@ class VQUNet(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
-        names += ["commitment_cost", "decay", "quantize", "skips", "normalize"]
+        names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
