@@ -51,7 +51,7 @@ def test_the_probability_is_that_of_a_part(right, examples, released, n, expecte
 
 
 def test_a_part_varies_less_than_an_independent_sample():
-    """450 of 500 against 925 of 1,000 (37.5 more of the other half): a chance for two samples, not for a part of them."""
+    """450 of 500 where 475 of the other half were right: a chance for two samples of 500 and 1,000, not for a part."""
     table = [[450, 50], [925, 75]]
     assert stats.fisher_exact(table).pvalue > 0.05
     assert probability(450, 500, 925, 1000) < 0.05
