@@ -39,7 +39,7 @@ def text(
         "optimizer steps": _steps(config, counts, given),
         "cost": f"{OPEN}: hours, hardware",
         "seeds": f"{config.training.seed} for weights, order and adversaries, {config.data.seed} for the held-out images",
-        "chosen": f"epoch: {SELECTIONS[config.training.selection]}; settings: {OPEN}",
+        "kept and chosen": f"{SELECTIONS[config.training.selection]}; settings: {OPEN}",
     }
     lines = [
         f"# `{name}`: {_SETTING[objective]}",
