@@ -205,7 +205,7 @@ def measure_crafting(what: Subject, turns: int, steps: int, peak: float) -> dict
         last = time.perf_counter()
         theirs.append(last - between)
 
-    with mock.patch.object(adversaries, "_steps", lambda config, rng: steps):  # it draws them for each batch
+    with mock.patch.object(adversaries, "_steps", lambda config, rng: (steps, 0.0)):  # it draws them for each batch
         adversaries.craft(what.guide, np.concatenate([images] * (turns + 2)), config, 0, progress)
     mine, other = (_rates(seconds[2:], size) for seconds in (ours, theirs))
     operations = 2 * (1 + 2 * steps) * purifier.of_layers(what.guide, what.shape)
