@@ -22,6 +22,7 @@ from vqunet_tf.data import Split
 from vqunet_tf.errors import UserError
 from vqunet_tf.evaluation import Outcome, checks, describe, evaluate, markdown, report, rows, sample, suites
 from vqunet_tf.models import VQUNet
+from vqunet_tf.models.operations import of_layers
 from vqunet_tf.threat import Threat, ThreatModel
 
 CLASSES, SHAPE, N = 4, (8, 8, 1), 60
@@ -328,6 +329,10 @@ def test_a_model_is_described_on_the_whole_split(problem):
     indices = purifier.graph(split.images.astype(np.float32) / 255, training=False)["indices"]
     used = [len(np.unique(indices["level_0"])) / 8, len(np.unique(indices["level_1"])) / 16]
     assert purified["codebook_usage"] == used
+    codes = purifier.codes(split.images[:1])
+    search = codes["level_0"].size * 8 * 2 + codes["level_1"].size * 16 * 2
+    kernels = of_layers(purifier.graph, split.images.shape[1:])
+    assert purified["multiply_accumulates"] == kernels + search
 
 
 # === Command ===

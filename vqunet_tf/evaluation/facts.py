@@ -12,6 +12,7 @@ from vqunet_tf import pixels
 from vqunet_tf.attacks.base import batches
 from vqunet_tf.data import Split
 from vqunet_tf.models import VQUNet
+from vqunet_tf.models.operations import multiply_accumulates
 
 
 def describe(
@@ -19,8 +20,8 @@ def describe(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the `classifier` and `purifier` entries of report.json, measured on all of `split`.
 
-    For each quantizer, finest first: code_counts, how often each code is chosen; codebook_usage, the share of
-    codes that some image of the split uses.
+    Of a VQUNet also multiply_accumulates, what one image costs; and for each quantizer, finest first: code_counts, how
+    often each code is chosen; codebook_usage, the share of codes that some image of the split uses.
     """
     is_vqunet = isinstance(purifier, VQUNet)
     counts = [np.zeros(layer.num_embeddings, np.int64) for layer in purifier.quantizers] if is_vqunet else []
@@ -39,6 +40,7 @@ def describe(
         purified.append(np.argmax(defended, axis=1)[:count])
         for total, chosen in zip(counts, indices, strict=True):
             total += np.bincount(np.ravel(chosen[:count]), minlength=len(total))
+    cost = {"multiply_accumulates": multiply_accumulates(purifier, split.images.shape[1:])} if is_vqunet else {}
     n = len(split.labels)
     accuracy, clean_accuracy = (float(np.mean(np.concatenate(found) == split.labels)) for found in (bare, purified))
     return (
@@ -46,6 +48,7 @@ def describe(
         {
             "name": "vqunet" if is_vqunet else purifier.name,
             "params": purifier.count_params(),
+            **cost,
             "clean_accuracy": clean_accuracy,
             "n": n,
             "codebook_usage": [round(float(np.mean(total > 0)), 4) for total in counts],
