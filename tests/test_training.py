@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 
@@ -90,6 +91,27 @@ class TestAdversaries:
             AttackConfig(leave_out=("single_step", "iterated", "momentum"))
         with pytest.raises(UserError, match="unknown family of training adversaries 'fgsm': expected one of features"):
             AttackConfig(leave_out=("fgsm",))
+
+    def test_momentum_follows_the_running_mean_of_the_gradients(self, guide, images):
+        """Two steps, recomputed: the second takes the sign of `decay` times the first gradient plus its own."""
+        clean, decay, alpha = images[:3].astype("float32") / 255.0, np.float32(0.9), np.float32(0.02)
+        radius = np.full((3, 1, 1, 1), 0.1, "float32")
+        pull, distance = np.eye(4, dtype="float32")[[0, 1, 2]], np.zeros(3, "float32")
+        reference = keras.ops.zeros_like(guide(clean)["features"])
+        ascend = adversaries.ascent(guide)
+
+        def step(x, velocity, kept):
+            return map(np.array, ascend(x, velocity, kept, clean, radius, alpha, pull, distance, reference))
+
+        nothing = np.zeros_like(clean)
+        first, velocity = step(clean, nothing, decay)
+        _, alone = step(first, nothing, np.float32(0.0))  # the second gradient by itself
+        np.testing.assert_allclose(np.abs(alone).mean(axis=(1, 2, 3)), 1.0, rtol=1e-4)
+        second, kept = step(first, velocity, decay)
+        np.testing.assert_allclose(kept, 0.9 * velocity + alone, rtol=1e-4, atol=1e-4)
+        expected = np.clip(np.clip(first + alpha * np.sign(kept), clean - 0.1, clean + 0.1), 0.0, 1.0)
+        np.testing.assert_allclose(second, expected, atol=1e-6)
+        assert np.any(np.sign(kept) != np.sign(alone))
 
     def test_pgd_for_validation_lowers_the_true_class_and_raises_another(self, guide, images):
         labels = guide.predict_on_batch(images / 255.0)["logits"].argmax(axis=1)

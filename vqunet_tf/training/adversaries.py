@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from vqunet_tf import backend, pixels
-from vqunet_tf.config import AttackConfig
+from vqunet_tf.config import FAMILIES, AttackConfig
 
 # What maps images [B, H, W, C] to {"logits": [B, K], "features": [B, F]}.
 Guide = Callable[[Any], dict[str, Any]]
@@ -152,10 +152,7 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
 
 
 _LEAST_GRADIENT = 1e-30  # below it there is none to follow
-_AIMS = ("targeted", "untargeted", "features")
-
-
-_CLIMBS = ("single_step", "iterated", "momentum")
+_AIMS, _CLIMBS = FAMILIES[:3], FAMILIES[3:]
 
 
 def _steps(config: AttackConfig, rng: np.random.Generator) -> tuple[int, float]:
@@ -176,7 +173,7 @@ def _climb(
     settings: tuple[Any, ...],
     features: Any,
 ) -> np.ndarray:
-    """Takes `steps` from clean + start and returns bytes."""
+    """Takes `steps` from clean + start, each keeping `decay` of the gradients before it, and returns bytes."""
     settings = tuple(ops.convert_to_tensor(part) for part in settings)
     reference = ops.cast(features, "float32")
     x = ops.clip(clean + ops.convert_to_tensor(start), 0.0, 1.0)
