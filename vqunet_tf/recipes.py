@@ -42,17 +42,18 @@ _PRESETS: dict[str, Config] = {
         ),
         purifier=PurifierConfig(widths=(48, 96, 128), groups=(2,), normalize=True),
         training=TrainingConfig(
-            epochs=16,
+            epochs=24,
             batch_size=64,
             muon=2.5,
-            clean=1.25,
+            clean=2.0,
+            noisy=0.25,
             adversarial=2.25,
             pixel_weight=4.0,
             feature_weight=0.5,
             selection_examples=1000,
         ),
         # Away from the predicted class is the hardest to undo: more of it.
-        attack=AttackConfig(epsilon=0.2, aims=(0.3, 0.6, 0.1), copies=4),
+        attack=AttackConfig(epsilon=0.2, aims=(0.25, 0.65, 0.1), copies=4),
         evaluation=EvaluationConfig(epsilons=(0.1, 0.3), pgd_steps=40),
     ),
     # Sizes after airbench94, about 0.32 PFLOP for the classifier; neither stage has been run to its end yet.
