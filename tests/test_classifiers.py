@@ -114,6 +114,26 @@ class TestFeatures:
         np.testing.assert_allclose(found, np.broadcast_to(found[:, :1], found.shape), atol=1e-5)
 
 
+class TestInPrecision:
+    @pytest.mark.parametrize("name", ["residual", "fast", "defense_gan_a"])
+    def test_a_copy_computes_in_bfloat16_and_answers_about_alike(self, name, rng):
+        model, images = build(name), rng.random((4, 28, 28, 1), dtype="float32")
+        copy = classifiers.in_precision(model, "mixed_bfloat16")
+        policies = {layer.compute_dtype for layer in copy.layers if isinstance(layer, keras.layers.Conv2D)}
+        assert policies == {"bfloat16"} and copy.layers[-1].compute_dtype == "float32"
+        logits, found = model.predict_on_batch(images), copy.predict_on_batch(images)
+        assert 0 < np.abs(found - logits).max() < 0.05 * np.abs(logits).max()
+        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+        assert classifiers.with_features(copy, (28, 28, 1))(images)["features"].dtype == "float32"
+
+    def test_what_cannot_be_copied_is_left_as_it_is(self):
+        model = build("fast")
+        images = keras.Input((28, 28, 1))
+        nested = keras.Model(images, model(images))
+        assert classifiers.in_precision(nested, "mixed_bfloat16") is nested
+        assert classifiers.in_precision(model, "float32") is model
+
+
 def test_importing_the_package_is_enough_to_load_a_classifier(tmp_path):
     """In a process of its own: here the layers are known already."""
     path = tmp_path / "fast.keras"

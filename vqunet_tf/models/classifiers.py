@@ -183,6 +183,29 @@ def with_logits(classifier: keras.Model, image_shape: Sequence[int]) -> keras.Mo
     return keras.Model(images, logits, name="with_logits")
 
 
+def in_precision(classifier: keras.Model, policy: str) -> keras.Model:
+    """A copy of a functional classifier whose layers compute under a dtype policy such as `mixed_bfloat16`.
+
+    Its last dense layer keeps its own. A model that is not functional, or of models, is returned as it is.
+    """
+    inside = getattr(classifier, "layers", [])
+    if (
+        policy == "float32"
+        or not getattr(classifier, "inputs", None)
+        or any(isinstance(x, keras.Model) for x in inside)
+    ):
+        return classifier
+    last = next((layer for layer in reversed(inside) if isinstance(layer, layers.Dense)), None)
+
+    def remade(layer: Any) -> Any:
+        kept = layer is last or isinstance(layer, layers.InputLayer) or not isinstance(layer, layers.Layer)
+        return type(layer).from_config({**layer.get_config(), **({} if kept else {"dtype": policy})})
+
+    copy = keras.models.clone_model(classifier, clone_function=remade)
+    copy.set_weights(classifier.get_weights())
+    return copy
+
+
 def _block(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """x + conv(relu(bn(conv(relu(bn(x))))))."""
     h = x

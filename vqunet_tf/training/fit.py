@@ -195,11 +195,11 @@ class _Stages:
             purifier.set_gradient(training.gradient)
             classifier = self.run.load_classifier()
             classifier.trainable = False
-            guide = self._guide(classifier)
+            frozen = classifiers.in_precision(classifier, training.precision)
             objective = (
-                AdaptiveObjective(purifier, classifier, training)
+                AdaptiveObjective(purifier, frozen, training)
                 if training.objective == "adaptive"
-                else GrayBoxObjective(purifier, guide, training)
+                else GrayBoxObjective(purifier, self._guide(frozen), training)
             )
             stage = loop.Stage(
                 name=wanted.name,
@@ -213,7 +213,7 @@ class _Stages:
                 muon=training.muon,
             )
             averages = self._averages(purifier, batches, training.epochs)
-            chosen = self._selection(averages, purifier, classifier, guide) if training.selection == "best" else None
+            chosen = self._selection(averages, purifier, classifier) if training.selection == "best" else None
             boards = []
             if self.boards:
                 grid = self.held_out.images[:_GRID]
@@ -231,11 +231,12 @@ class _Stages:
         return classifiers.with_features(classifier, self.config.data.image_shape, self.config.classifier.feature_layer)
 
     def _known_guide(self) -> keras.Model:
-        return self._guide(self.run.load_classifier())
+        """For crafting: not in float16, in which small input gradients are zero."""
+        policy = self.config.training.precision
+        policy = "float32" if policy == "mixed_float16" else policy
+        return self._guide(classifiers.in_precision(self.run.load_classifier(), policy))
 
-    def _selection(
-        self, averages: Averages, purifier: VQUNet, classifier: keras.Model, guide: keras.Model
-    ) -> selection.Selection:
+    def _selection(self, averages: Averages, purifier: VQUNet, classifier: keras.Model) -> selection.Selection:
         """Scores with PGD at the first radius of the evaluation: of the classifier, or of the whole chain."""
         settings = self.config.training
         images = self.held_out.images[: settings.selection_examples]
@@ -245,7 +246,7 @@ class _Stages:
         if settings.objective == "adaptive":
             attacked = selection.renewed(defended, images, labels, epsilon, steps, settings.seed)
         else:
-            attacked = selection.fixed(guide, images, labels, epsilon, steps, settings.seed)
+            attacked = selection.fixed(self._guide(classifier), images, labels, epsilon, steps, settings.seed)
         return selection.Selection(averages, defended, images, labels, attacked)
 
     def _accuracy(self, model: keras.Model) -> float:
