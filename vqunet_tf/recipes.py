@@ -71,14 +71,15 @@ _PRESETS: dict[str, Config] = {
             flip=True,
         ),
         purifier=PurifierConfig(widths=(48, 80, 128), groups=(4, 2, 1), embedding_dim=(8,), normalize=True),
+        # With a pixel weight of 4 guidance wins and the images are lost: 38 % of clean ones right after an epoch, not 85 %.
         training=TrainingConfig(
-            epochs=12,
+            epochs=4,
             batch_size=64,
             muon=2.5,
             clean=1.5,
             noisy=0.25,
             adversarial=2.25,
-            pixel_weight=4.0,
+            pixel_weight=30.0,
             feature_weight=0.5,
             max_shift=2,
             flip=True,
