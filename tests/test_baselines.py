@@ -38,9 +38,9 @@ def whole(small, tmp_path_factory):
         seen["crafted"].append(craft(*args))
         return seen["crafted"][-1]
 
-    def beginning(self, views, adversarial, *args):
+    def beginning(self, views, adversarial, *args, **kwargs):
         seen["trained_on"].append(adversarial)
-        init(self, views, adversarial, *args)
+        init(self, views, adversarial, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adversaries, "craft", crafting)
@@ -100,7 +100,9 @@ def test_one_that_was_stopped_goes_on_and_touches_nothing_else(small, whole, tmp
     expected, seen = whole
     run = copied(expected, tmp_path / "run", "vqvae")
     before = sums(run, "unet", "dae")
-    stop_after(monkeypatch, 4)  # once for the batch of crafting, twice for the first epoch, then inside the second
+    stop_after(
+        monkeypatch, 5
+    )  # once for a batch crafted, once answered, twice for the first epoch, then inside the second
     with pytest.raises(Interrupted, match="SIGTERM"):
         fit.train(small, run, say=silent, baselines=["vqvae"])
     monkeypatch.undo()

@@ -28,7 +28,7 @@ def assert_same_weights(first, second):
 
 
 def stop_after(monkeypatch, calls):
-    """The next run is asked to stop at that many questions whether it should: after each step and crafted batch."""
+    """The next run is asked to stop at that many questions whether it should: after each step and each crafted or answered batch."""
     asked = []
 
     def stop(self):
@@ -51,8 +51,8 @@ def small(**changes):
     return tiny(**{"classifier.name": "defense_gan_d", "training.average": 0.5, "training.muon": 2.0, **changes})
 
 
-# 64 images: the classifier takes 1 step, crafting 1 batch, the purifier 2 + 2 steps.
-@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5], ids=lambda calls: f"asked_{calls}_times")
+# 64 images: the classifier takes 1 step, crafting 1 batch, its clean answers 1, the purifier 2 + 2 steps.
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5, 6], ids=lambda calls: f"asked_{calls}_times")
 def test_a_stopped_run_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     stop_after(monkeypatch, calls)
@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch)
 def test_a_damaged_checkpoint_is_passed_over(damage, whole, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     config = small(**{"training.checkpoint_seconds": 0.0})
-    stop_after(monkeypatch, 5)
+    stop_after(monkeypatch, 6)
     with pytest.raises(Interrupted):
         fit.train(config, run, say=silent)
     monkeypatch.undo()
@@ -148,7 +148,9 @@ def test_calls_of_several_steps_stop_and_go_on_where_they_were(tmp_path, monkeyp
     changes = {"data.limit": 96, "training.steps_per_execution": 2, "training.epochs": 3}
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
     fit.train(small(**changes), whole, say=silent)
-    stop_after(monkeypatch, 6)  # once for the classifier, for 2 batches of crafting, for 2 calls of an epoch, then here
+    stop_after(
+        monkeypatch, 8
+    )  # once for the classifier, for 2 batches crafted and answered, for 2 calls of an epoch, then here
     with pytest.raises(Interrupted):
         fit.train(small(**changes), run, say=silent)
     monkeypatch.undo()
@@ -164,7 +166,7 @@ def test_calls_of_several_steps_stop_and_go_on_where_they_were(tmp_path, monkeyp
 def test_other_batches_than_those_of_the_checkpoint_are_refused(tmp_path, monkeypatch):
     """As on 3 replicas, where 32 images become 30 and a step means something else."""
     run = RunFolder(tmp_path / "run")
-    stop_after(monkeypatch, 3)
+    stop_after(monkeypatch, 4)
     with pytest.raises(Interrupted):
         fit.train(small(), run, say=silent)
     monkeypatch.undo()
@@ -286,12 +288,11 @@ def test_the_best_epoch_is_kept_by_clean_and_the_worse_of_both_attacks():
 
     levels = np.array([20, 100, 150, 240], "uint8")
     images, labels = levels[:, None, None, None], np.array([0, 0, 1, 1])
-    attacked = {False: images, True: np.array([130, 130, 150, 240], "uint8")[:, None, None, None]}
+    hard = np.array([130, 130, 150, 240], "uint8")[:, None, None, None]
+    attacks = {"untargeted": lambda: images, "targeted": lambda: hard}
     chain = Chain()
     chain(images / np.float32(255))
-    chosen = selection.Selection(
-        averaging.Averages(chain.purifier, 0), chain, images, labels, lambda targeted: attacked[targeted]
-    )
+    chosen = selection.Selection(averaging.Averages(chain.purifier, 0), chain, images, labels, attacks)
     found = []
     for epoch, threshold in enumerate([0.45, 0.55, 0.9]):
         chain.purifier.threshold.assign(threshold)
@@ -303,7 +304,7 @@ def test_the_best_epoch_is_kept_by_clean_and_the_worse_of_both_attacks():
     chosen.on_epoch_end(3)
     chosen.apply()
     assert float(chain.purifier.threshold.numpy()) == pytest.approx(0.56)
-    again = selection.Selection(chosen.averages, chain, images, labels, chosen.attacked)
+    again = selection.Selection(chosen.averages, chain, images, labels, chosen.attacks)
     again.restore(chosen.state())
     chain.purifier.threshold.assign(0.0)
     again.apply()

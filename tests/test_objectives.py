@@ -61,6 +61,16 @@ class TestGrayBox:
         expected = 2 * pixel + 3 * guidance + 7 * feature + 5 * float(outputs["codebook"])
         assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(expected, rel=1e-4)
 
+    def test_answers_known_beforehand_change_nothing(self, guide, images):
+        objective = GrayBoxObjective(tiny_purifier(), guide, TrainingConfig(feature_weight=1.0))
+        inputs = {"seen": images[:4], "clean": images[4:8]}
+        outputs = objective(inputs)
+        known = {**inputs, **guide.predict_on_batch(pixels.to_unit(images[4:8]))}
+        asked, told = (float(objective.compute_loss(x, None, outputs)) for x in (inputs, known))
+        assert told == pytest.approx(asked, rel=1e-6)
+        known["logits"] = known["logits"][::-1]
+        assert float(objective.compute_loss(known, None, outputs)) != pytest.approx(asked, rel=1e-3)
+
     @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
     def test_a_step_in_mixed_precision_is_about_the_one_in_float32(self, policy, images):
         losses = []
@@ -115,6 +125,21 @@ class TestAdaptive:
 
         noise = np.clip(clean + 0.1 * np.sign(np.random.default_rng(0).normal(size=clean.shape)), 0, 1)
         assert loss(attacked) > max(loss(clean), loss(noise.astype("float32")))
+
+    def test_each_gradient_attacks_its_share_of_a_batch(self, classifier, images):
+        purifier = tiny_purifier()
+        purifier.graph(pixels.to_unit(images), training=True)
+        names = ("straight_through", "soft", "rotation")
+        mixed = AdaptiveObjective(purifier, classifier, dataclasses.replace(self.settings, attack_gradients=names))
+        inputs, clean = self.inputs(images), pixels.to_unit(images)
+        found = np.asarray(mixed.attack(clean, inputs))
+        for i, name in enumerate(names):
+            purifier.set_gradient(name)
+            alone = np.asarray(AdaptiveObjective(purifier, classifier, self.settings).attack(clean, inputs))
+            share = slice(i * 40 // 3, (i + 1) * 40 // 3)
+            np.testing.assert_allclose(found[share], alone[share], atol=1e-6)
+            assert any(np.abs(found[j] - alone[j]).max() > 1e-3 for j in range(40))
+        assert purifier.quantizers[0].gradient == "rotation"  # as it was set, not as the attack had it
 
     def test_no_radius_no_change(self, classifier, images):
         objective = AdaptiveObjective(tiny_purifier(), classifier, self.settings)

@@ -39,6 +39,8 @@ def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path):
         fit.train(tiny(**{"purifier.num_embeddings": [8, 8, 8]}), RunFolder(tmp_path / "run"), say=print)
     with pytest.raises(UserError, match="unknown configuration training.gradient 'true'"):
         fit.train(tiny(**{"training.gradient": "true"}), RunFolder(tmp_path / "run"), say=print)
+    with pytest.raises(UserError, match="unknown configuration training.attack_gradients 'identity'"):
+        fit.train(tiny(**{"training.attack_gradients": ("soft", "identity")}), RunFolder(tmp_path / "run"), say=print)
     assert not (tmp_path / "run").exists()
 
 

@@ -84,8 +84,8 @@ def test_quick_follows_one_gradient(bench):
 
 def test_standard_tries_several_gradients_and_minimum_norm_attacks_in_l2(bench):
     work = _jobs(bench, "standard")
-    assert _white(work, "vqunet")["pgd"] == {"straight_through", "identity", "unquantized"}
-    assert _white(work, "vqunet")["apgd_dlr"] == {"straight_through"}
+    assert _white(work, "vqunet")["pgd"] == {"straight_through", "soft", "identity", "unquantized"}
+    assert _white(work, "vqunet")["apgd_dlr"] == {"straight_through", "soft"}
     assert _white(work, "blur")["pgd"] == {"own", "identity"}
     threats = {job.attack.name: job.attack.threat for job in work}
     assert threats["cw_l2"] == threats["deepfool"] == Threat("l2", 2.0)
@@ -97,7 +97,7 @@ def test_standard_tries_several_gradients_and_minimum_norm_attacks_in_l2(bench):
 def test_adaptive_tries_everything(bench):
     work = _jobs(bench, "adaptive")
     found = _white(work, "vqunet")
-    assert found["pgd"] == EVERY and found["apgd_ce"] == found["apgd_dlr"] == {"straight_through"}
+    assert found["pgd"] == EVERY and found["apgd_ce"] == found["apgd_dlr"] == {"straight_through", "soft"}
     assert _white(work, "blur")["pgd"] == {"own", "identity"}
     black = [job for job in work if job.shown[0][1] is BLACK]
     assert {(job.attack.name, job.limit) for job in black} == {

@@ -6,10 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-from vqunet_tf.config import AttackConfig, ClassifierConfig, TrainingConfig
-from vqunet_tf.errors import UserError
+from vqunet_tf import pixels
+from vqunet_tf.config import AttackConfig, ClassifierConfig, Config, TrainingConfig
+from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.models import classifiers
-from vqunet_tf.training import adversaries
+from vqunet_tf.runs import RunFolder
+from vqunet_tf.training import adversaries, crafting, selection
 from vqunet_tf.training.augment import Augment, Views
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
 
@@ -120,6 +122,42 @@ class TestAdversaries:
             assert np.abs(crafted.astype(int) - images).max() <= 0.3 * 255 + 0.5
             found = guide.predict_on_batch(crafted / 255.0)["logits"].argmax(axis=1)
             assert np.mean(found == labels) < 0.7
+
+
+class TestAnswers:
+    def make(self, images, guide, folder, stop=lambda: None):
+        config = Config(attack=AttackConfig(batch_size=16, copies=2))
+        return crafting.Crafting(config, RunFolder(folder), images, lambda: guide, stop)
+
+    def test_the_classifier_is_asked_about_every_view(self, guide, images, tmp_path, monkeypatch):
+        views = Views(images, 2, 2, True, seed=3)
+        make = self.make(images, guide, tmp_path)
+        answers = make.answers(views)
+        batches = GrayBoxBatches(
+            views, np.stack([images] * 2), TrainingConfig(batch_size=8), AttackConfig(), answers=answers
+        )
+        inputs = batches[3]
+        for name, expected in guide.predict_on_batch(pixels.to_unit(inputs["clean"])).items():
+            np.testing.assert_allclose(inputs[name], expected, rtol=1e-4, atol=1e-5)
+        monkeypatch.setattr(crafting, "_MOST_ANSWERS", 2 * 40 * 4 * (4 + 8) - 1)
+        assert make.answers(views) is None
+
+    def test_it_stops_when_it_is_asked_to(self, guide, images, tmp_path):
+        with pytest.raises(Interrupted):
+            self.make(images, guide, tmp_path, stop=lambda: "SIGTERM").answers(Views(images, 2, 2, True, seed=3))
+
+
+def test_the_attacks_that_choose_an_epoch(guide, images):
+    """`worst` adds one step of the whole radius along the gradient, from the image itself."""
+    labels = np.arange(40) % 4
+    attacks = selection.fixed(guide, images, labels, 0.1, 3, 0, "worst")
+    assert list(attacks) == ["untargeted", "targeted", "single_step"]
+    assert list(selection.fixed(guide, images, labels, 0.1, 3, 0, "best")) == ["untargeted", "targeted"]
+    once = attacks["single_step"]()
+    assert once is attacks["single_step"]()  # crafted once
+    moved = once.astype(int) - images
+    inside = (images > 26) & (images < 229)
+    assert set(np.unique(np.abs(moved[inside]))) <= {0, 25, 26} and np.mean(moved[inside] == 0) < 0.05
 
 
 class TestViews:

@@ -104,6 +104,8 @@ class PurifierConfig:
 # Which weights a training keeps, in the words of the report.
 SELECTIONS = {
     "best": "the epoch with the highest clean + worse of targeted and untargeted PGD accuracy on validation images",
+    "worst": "the epoch with the highest clean + worst attacked accuracy on validation images, of targeted and untargeted PGD "
+    "and a third attack (gray-box training: FGSM; adaptive: PGD through soft codes)",
     "last": "the last epoch",
 }
 
@@ -121,6 +123,7 @@ class TrainingConfig:
     start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective.
     attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
+    attack_gradients: what passes them in the attack in the loop, each for its share of a batch; none is `gradient` (adaptive).
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon` (adaptive).
     average: share of the steps over which weights are averaged, exponentially; 0 keeps the last ones.
@@ -152,6 +155,7 @@ class TrainingConfig:
     attack_steps: int = 2
     attack_step_size: float = 0.75
     gradient: str = "straight_through"
+    attack_gradients: tuple[str, ...] = ()
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02

@@ -53,12 +53,15 @@ class Suite:
         return [model for model in ThreatModel if self.names(model)]
 
 
+# A purifier trained on one gradient of its quantizers may hide from it, and not from another.
+_APGD = {name: ("straight_through", "soft") for name in ("apgd_ce", "apgd_dlr")}
+
 _ADAPTIVE = Suite(
     # What is made white-box is made against the bare classifier too: there it must be seen to work.
     gray=("fgsm", "pgd", "pgd_targeted", "apgd_ce", "apgd_dlr"),
     white=("fgsm", "pgd", "pgd_targeted", "apgd_ce", "apgd_dlr"),
     black=BLACK_BOX,
-    variants={"pgd": VARIANTS},
+    variants={"pgd": VARIANTS, **_APGD},
     limits=_SLOW,
 )
 
@@ -68,7 +71,7 @@ SUITES: dict[str, Suite] = {
     "standard": Suite(
         gray=_GRADIENT,
         white=("fgsm", "pgd", "apgd_ce", "apgd_dlr"),
-        variants={"pgd": ("straight_through", "own", "identity", "unquantized")},
+        variants={"pgd": ("straight_through", "soft", "own", "identity", "unquantized"), **_APGD},
         defenses=None,
     ),
     "adaptive": _ADAPTIVE,

@@ -15,11 +15,9 @@ real purifier, and whatever they craft is scored on the real chain:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -30,6 +28,7 @@ from vqunet_tf.attacks import Victim
 from vqunet_tf.attacks.base import batches
 from vqunet_tf.defenses import Purify
 from vqunet_tf.models import VectorQuantizer, VQUNet, quantize
+from vqunet_tf.models.vector_quantizer import passing
 
 ESTIMATORS = ("straight_through", "rotation", "soft")
 OWN, IDENTITY, UNQUANTIZED, MISMATCH = "own", "identity", "unquantized", "mismatch"
@@ -95,7 +94,7 @@ class Chain:
         if self._encoder is None:
             raise ValueError("this victim has no quantizers whose vectors could be moved")
         total = 0.0
-        with _gradient(self.quantizers, "straight_through"):
+        with passing(self.quantizers, "straight_through"):
             found = self._encoder(images, training=False)
             wanted = self._encoder(tf.stop_gradient(reference), training=False)
             for i, layer in enumerate(self.quantizers):
@@ -148,8 +147,8 @@ class Chain:
 
     def _estimated(self, estimator: str) -> Victim:
         def victim(images: Any) -> Any:
-            # Layers read their estimator while they are traced: this function and no other gets it.
-            with _gradient(self.quantizers, estimator):
+            # Read while the layers are traced: this function and no other gets it.
+            with passing(self.quantizers, estimator):
                 return self(images)
 
         return victim
@@ -164,19 +163,6 @@ def surrogates(name: str, classifier: keras.Model, purify: Purify | None = None)
     """The attacker's own models by name: a classifier alone, and behind its purifier."""
     found = {f"{name}_classifier": Chain(classifier)}
     return found if purify is None else {**found, f"{name}_purified": Chain(classifier, purify)}
-
-
-@contextlib.contextmanager
-def _gradient(quantizers: Iterable[VectorQuantizer], name: str) -> Iterator[None]:
-    """Sets the estimator of quantizers, and sets it back."""
-    before = [(layer, layer.gradient) for layer in quantizers]
-    try:
-        for layer, _ in before:
-            layer.gradient = name
-        yield
-    finally:
-        for layer, old in before:
-            layer.gradient = old
 
 
 def _expectation(victim: Victim) -> Victim:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -282,3 +284,19 @@ def _mean_square(difference: Any) -> Any:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"Expected {name} to be one of {known}. Received: {value!r}")
+
+
+@contextlib.contextmanager
+def passing(quantizers: Iterable[VectorQuantizer], gradient: str | None) -> Iterator[None]:
+    """Sets the gradient estimator of quantizers, and sets it back; None leaves them alone.
+
+    A layer reads its estimator while it is traced: what is compiled inside gets this one for good.
+    """
+    before = [(layer, layer.gradient) for layer in quantizers]
+    try:
+        for layer, old in before:
+            layer.gradient = old if gradient is None else gradient
+        yield
+    finally:
+        for layer, old in before:
+            layer.gradient = old

@@ -65,7 +65,8 @@ def pgd(
 ) -> np.ndarray:
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), to choose between epochs on validation images.
 
-    Away from the true label, or towards a random other class; random start, steps of 2.5 epsilon / steps.
+    Away from the true label, or towards a random other class; random start, steps of 2.5 epsilon / steps. A single step
+    starts at the image and has length epsilon: the fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572).
 
     Args:
         images: uint8 [N, H, W, C]. labels: [N].
@@ -83,7 +84,7 @@ def pgd(
         aim = (true + rng.integers(1, classes, size=len(true))) % classes if targeted else true
         pull = np.eye(classes, dtype="float32")[aim] * (1.0 if targeted else -1.0)
         radius = np.full((len(batch), 1, 1, 1), epsilon, "float32")
-        noise = radius * rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32")
+        noise = radius * rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32") * (steps > 1)
         settings = (radius, radius * np.float32(2.5 / steps), pull, np.zeros(len(batch), "float32"))
         return _climb(ascend, clean, noise, steps, 0.0, settings, reference["features"])
 

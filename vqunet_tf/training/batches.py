@@ -70,13 +70,20 @@ class GrayBoxBatches(Batches):
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
+        answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 
     def __init__(
-        self, views: Views, adversarial: np.ndarray, training: TrainingConfig, attack: AttackConfig, replicas: int = 1
+        self,
+        views: Views,
+        adversarial: np.ndarray,
+        training: TrainingConfig,
+        attack: AttackConfig,
+        replicas: int = 1,
+        answers: dict[str, np.ndarray] | None = None,
     ):
         super().__init__(adversarial.shape[1], training.batch_size, training.seed, replicas)
-        self.views, self.adversarial = views, adversarial
+        self.views, self.adversarial, self.answers = views, adversarial, answers
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
@@ -90,7 +97,8 @@ class GrayBoxBatches(Batches):
         seen[noisy] = self._with_noise(clean[noisy], rng)
         attacked = np.flatnonzero(kind == 2)
         seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
-        return {"seen": seen, "clean": clean}
+        said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
+        return {"seen": seen, "clean": clean, **said}
 
     def _with_noise(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         normal = rng.standard_normal(images.shape, dtype=np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from vqunet_tf import backend, pixels
 from vqunet_tf.config import Config
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, workers
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import GrayBoxBatches
+
+_MOST_ANSWERS = 2**30  # bytes of memory for what the classifier says about clean images
 
 
 class Crafting:
@@ -49,6 +53,31 @@ class Crafting:
             copies = [self._copy(views, turn, copy, bar) for copy in range(settings.copies)]
         return views, np.stack(copies)
 
+    def answers(self, views: Views) -> dict[str, np.ndarray] | None:
+        """What the classifier says about every view: `logits` and `features` float32 [copies, N, ...], asked once and not
+        at every step; None where they would take more than a gibibyte."""
+        copies, number = views.drawn.shape[:2]
+        size = self.config.attack.batch_size
+        look: Any = None
+        found: dict[str, np.ndarray] = {}
+        with tqdm(desc="clean answers", total=copies * number, unit="img", unit_scale=True, dynamic_ncols=True) as bar:
+            for copy in range(copies):
+                for start in range(0, number, size):
+                    chosen = np.arange(start, min(start + size, number))
+                    batch = views(np.full(size, copy), np.resize(chosen, size))  # one size, one compilation
+                    look = look or backend.compiled(_caller(self.guide()))
+                    said = {name: keras.ops.convert_to_numpy(out) for name, out in look(pixels.to_unit(batch)).items()}
+                    if not found:
+                        if copies * number * sum(4 * out[0].size for out in said.values()) > _MOST_ANSWERS:
+                            return None
+                        found = {
+                            name: np.empty((copies, number, *out.shape[1:]), "float32") for name, out in said.items()
+                        }
+                    for name, out in said.items():
+                        found[name][copy, chosen] = out[: len(chosen)]
+                    self._report(bar, len(chosen))
+        return found
+
     def _copy(self, views: Views, turn: int, copy: int, bar: tqdm) -> np.ndarray:
         path = self.run.checkpoints / f"adversaries.{turn}.{copy}.npy"
         workers.appears(path)
@@ -56,17 +85,22 @@ class Crafting:
             bar.update(len(self.images))
             return np.load(path)
 
-        def progress(done: int) -> None:
-            bar.update(done)
-            reason = self.stop()
-            if reason:
-                raise Interrupted(reason)
-
         shown = views(np.full(len(self.images), copy), np.arange(len(self.images)))
         seed = (self.config.training.seed, turn, copy)
-        crafted = adversaries.craft(self.guide(), shown, self.config.attack, seed, progress)
+        crafted = adversaries.craft(self.guide(), shown, self.config.attack, seed, partial(self._report, bar))
         _save_array(path, crafted)
         return crafted
+
+    def _report(self, bar: tqdm, done: int) -> None:
+        bar.update(done)
+        reason = self.stop()
+        if reason:
+            raise Interrupted(reason)
+
+
+def _caller(guide: keras.Model) -> Callable[[Any], dict[str, Any]]:
+    """A new function: JAX would know an old one, with its old weights."""
+    return lambda x: guide(x)
 
 
 class Refresh(keras.callbacks.Callback):
@@ -81,6 +115,7 @@ class Refresh(keras.callbacks.Callback):
         if epoch // self.every != self.turn:
             self.turn = epoch // self.every
             self.batches.views, self.batches.adversarial = self.make(self.turn)
+            self.batches.answers = self.make.answers(self.batches.views)
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -179,7 +179,10 @@ class _Stages:
         else:
             # Outside the scope of a strategy: in there every replica would craft and answer.
             make = crafting.Crafting(config, self.run, self.split.images, self._known_guide, self.stop)
-            batches = GrayBoxBatches(*make(0), training, config.attack, self.replicas)
+            views, adversarial = make(0)
+            batches = GrayBoxBatches(
+                views, adversarial, training, config.attack, self.replicas, answers=make.answers(views)
+            )
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)
@@ -213,7 +216,7 @@ class _Stages:
                 muon=training.muon,
             )
             averages = self._averages(purifier, batches, training.epochs)
-            chosen = self._selection(averages, purifier, classifier) if training.selection == "best" else None
+            chosen = self._selection(averages, purifier, classifier) if training.selection != "last" else None
             boards = []
             if self.boards:
                 grid = self.held_out.images[:_GRID]
@@ -244,10 +247,11 @@ class _Stages:
         defended = DefendedClassifier(purifier, classifier)
         epsilon, steps = self.config.evaluation.epsilons[0], settings.selection_steps
         if settings.objective == "adaptive":
-            attacked = selection.renewed(defended, images, labels, epsilon, steps, settings.seed)
+            attacks = selection.renewed(defended, images, labels, epsilon, steps, settings.seed, settings.selection)
         else:
-            attacked = selection.fixed(self._guide(classifier), images, labels, epsilon, steps, settings.seed)
-        return selection.Selection(averages, defended, images, labels, attacked)
+            guide = self._guide(classifier)
+            attacks = selection.fixed(guide, images, labels, epsilon, steps, settings.seed, settings.selection)
+        return selection.Selection(averages, defended, images, labels, attacks)
 
     def _accuracy(self, model: keras.Model) -> float:
         logits = classifiers.logits_of(model, self.held_out.images)

@@ -27,7 +27,9 @@ def refuse_impossible(config: Config) -> None:
     choice("objective", training.objective, OBJECTIVES)
     choice("precision", training.precision, PRECISIONS)
     # Not the identity: it lets vectors through unquantized, and nothing would learn to live with the codes.
-    choice("configuration training.gradient", training.gradient, [name for name in GRADIENTS if name != "identity"])
+    for setting, names in (("gradient", [training.gradient]), ("attack_gradients", training.attack_gradients)):
+        for name in names:
+            choice(f"configuration training.{setting}", name, [known for known in GRADIENTS if known != "identity"])
     replicas = devices.replicas(training.strategy)
     for name in ("accumulate", "steps_per_execution"):
         if replicas > 1 and getattr(training, name) > 1:

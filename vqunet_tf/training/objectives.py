@@ -9,6 +9,7 @@ from keras import ops
 
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import TrainingConfig
+from vqunet_tf.models.vector_quantizer import passing
 from vqunet_tf.models.vqunet import VQUNet
 
 
@@ -102,7 +103,7 @@ class GrayBoxObjective(Objective):
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
         clean = pixels.to_unit(x["clean"])
-        wanted = self.guide(clean, training=False)
+        wanted = x if "logits" in x else self.guide(clean, training=False)  # known beforehand, or asked now
         return {
             "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
             "guidance": divergence(wanted["logits"], outputs["logits"]),
@@ -123,7 +124,8 @@ class AdaptiveObjective(Objective):
       + pixel_weight    * mean |P(x') - x|                                     reconstruction
       + codebook_weight * sum over levels of the quantizer losses
 
-    The attack climbs the cross-entropy, with the gradient the quantizers are set to pass (`VQUNet.set_gradient`).
+    The attack climbs the cross-entropy, with the gradient the quantizers are set to pass (`VQUNet.set_gradient`), or with
+    each of `attack_gradients` for an equal part of the batch: a chain attacked in one way only learns to hide from it.
     """
 
     def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
@@ -139,6 +141,7 @@ class AdaptiveObjective(Objective):
         self.classifier = classifier
         self.classifier.trainable = False
         self.trades = config.trades
+        self.gradients = config.attack_gradients or (None,)
         self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
 
@@ -152,14 +155,22 @@ class AdaptiveObjective(Objective):
 
     def attack(self, clean: Any, inputs: dict[str, Any]) -> Any:
         """Adversarial images [B, H, W, C] against the chain as it stands, within epsilon and [0, 1]."""
-        epsilon = inputs["epsilon"]
+        given = (clean, inputs["start"], inputs["epsilon"], inputs["label"])
+        size, number = ops.shape(clean)[0], len(self.gradients)
+        found = []
+        for i, name in enumerate(self.gradients):
+            part = slice(i * size // number, (i + 1) * size // number)
+            with passing(self.purifier.quantizers, name):
+                found.append(self._climb(*(array[part] for array in given)))
+        return ops.concatenate(found)
 
+    def _climb(self, clean: Any, start: Any, epsilon: Any, label: Any) -> Any:
         def loss(x: Any) -> Any:
             logits = self.classifier(self.purifier.graph(x, training=False)["images"], training=False)
-            return -ops.sum(_one_hot(inputs["label"], logits) * ops.log_softmax(ops.cast(logits, "float32")), axis=-1)
+            return -ops.sum(_one_hot(label, logits) * ops.log_softmax(ops.cast(logits, "float32")), axis=-1)
 
         gradient = backend.input_gradient(loss)
-        x = ops.clip(clean + inputs["start"], 0.0, 1.0)
+        x = ops.clip(clean + start, 0.0, 1.0)
         for _ in range(self.attack_steps):
             moved = x + self.step_size * epsilon * ops.sign(gradient(x))
             x = ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -11,23 +12,26 @@ from keras import ops
 
 from vqunet_tf import pixels
 from vqunet_tf.models import DefendedClassifier
+from vqunet_tf.models.vector_quantizer import passing
 from vqunet_tf.training import adversaries
 from vqunet_tf.training.averaging import Averages
 
 _BATCH = 250  # images attacked or classified at a time
 
+Attacked = Callable[[], np.ndarray]  # adversarial images uint8 [N, H, W, C]
+
 
 class Selection(keras.callbacks.Callback):
     """After each epoch scores the purifier, with its averaged weights, and keeps the best ones, the latest of equals.
 
-    Adds `validation_clean`, `validation_untargeted` and `validation_targeted` to the logs: accuracies in [0, 1] of the
-    classifier behind the purifier. The score is clean + the worse of the other two.
+    Adds `validation_clean` and `validation_<attack>` to the logs: accuracies in [0, 1] of the classifier behind the
+    purifier. The score is clean + the worst of the attacked ones.
 
     Args:
         averages: of the purifier's weights.
         defended: classifier behind that purifier.
         images, labels: validation images uint8 [N, H, W, C] and labels [N].
-        attacked: gives adversarial images for targeted = False and True, uint8 [N, H, W, C]; asked after each epoch.
+        attacks: by name what gives adversarial images, uint8 [N, H, W, C]; asked after each epoch.
     """
 
     def __init__(
@@ -36,28 +40,25 @@ class Selection(keras.callbacks.Callback):
         defended: DefendedClassifier,
         images: np.ndarray,
         labels: np.ndarray,
-        attacked: Callable[[bool], np.ndarray],
+        attacks: Mapping[str, Attacked],
     ):
         super().__init__()
         self.averages, self.defended = averages, defended
-        self.images, self.labels, self.attacked = images, labels, attacked
+        self.images, self.labels, self.attacks = images, labels, attacks
         self.score = -1.0
         self.best: list[np.ndarray] | None = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del epoch
         with self.averages.applied():
-            found = {
-                "validation_clean": self._accuracy(self.images),
-                "validation_untargeted": self._accuracy(self.attacked(False)),
-                "validation_targeted": self._accuracy(self.attacked(True)),
-            }
-            score = found["validation_clean"] + min(found["validation_untargeted"], found["validation_targeted"])
+            clean = self._accuracy(self.images)
+            found = {name: self._accuracy(attacked()) for name, attacked in self.attacks.items()}
+            score = clean + min(found.values())
             if score >= self.score:  # of equals the later one: it has learned longer
                 weights = [np.array(ops.convert_to_numpy(weight)) for weight in self.defended.purifier.weights]
                 self.score, self.best = score, weights
         if logs is not None:
-            logs.update(found)
+            logs.update({f"validation_{name}": share for name, share in {"clean": clean, **found}.items()})
 
     def apply(self) -> None:
         """Gives the purifier the weights of its best epoch for good."""
@@ -81,29 +82,42 @@ class Selection(keras.callbacks.Callback):
 
 
 def fixed(
-    guide: adversaries.Guide, images: np.ndarray, labels: np.ndarray, epsilon: float, steps: int, seed: int
-) -> Callable[[bool], np.ndarray]:
-    """Adversaries of a classifier that does not change, crafted when they are first asked for."""
-    known: dict[bool, np.ndarray] = {}
+    guide: adversaries.Guide, images: np.ndarray, labels: np.ndarray, epsilon: float, steps: int, seed: int, rule: str
+) -> dict[str, Attacked]:
+    """Attacks on a classifier that does not change, crafted when they are first asked for.
 
-    def attacked(targeted: bool) -> np.ndarray:
-        if targeted not in known:
-            known[targeted] = adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH)
-        return known[targeted]
+    rule: `best` has untargeted and targeted PGD, `worst` a single step too.
+    """
 
-    return attacked
+    def attack(targeted: bool, steps: int) -> Attacked:
+        return functools.cache(lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH))
+
+    found = {"untargeted": attack(False, steps), "targeted": attack(True, steps)}
+    return {**found, "single_step": attack(False, 1)} if rule == "worst" else found
 
 
 def renewed(
-    defended: DefendedClassifier, images: np.ndarray, labels: np.ndarray, epsilon: float, steps: int, seed: int
-) -> Callable[[bool], np.ndarray]:
-    """Adversaries of the whole chain as it stands when they are asked for."""
+    defended: DefendedClassifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    epsilon: float,
+    steps: int,
+    seed: int,
+    rule: str,
+) -> dict[str, Attacked]:
+    """Attacks on the whole chain as it stands when they are asked for.
 
-    def guide(x: Any) -> dict[str, Any]:
-        logits = defended(x, training=False)
-        return {"logits": logits, "features": logits}
+    rule: `best` has untargeted and targeted PGD, with the gradient the quantizers are set to pass; `worst` untargeted
+        PGD with that of soft codes too, from which a chain trained on another gradient may hide.
+    """
 
-    def attacked(targeted: bool) -> np.ndarray:
-        return adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH)
+    def attack(targeted: bool, gradient: str | None = None) -> Attacked:
+        def guide(x: Any) -> dict[str, Any]:
+            with passing(defended.purifier.quantizers, gradient):
+                logits = defended(x, training=False)
+            return {"logits": logits, "features": logits}
 
-    return attacked
+        return lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH)
+
+    found = {"untargeted": attack(False), "targeted": attack(True)}
+    return {**found, "soft": attack(False, "soft")} if rule == "worst" else found
