@@ -186,6 +186,22 @@ def gray_box(images, crafted, **settings):
 
 
 class TestBatches:
+    def test_cutout_covers_one_square_with_the_mean_colour(self, images):
+        config = ClassifierConfig(batch_size=40, max_shift=0, cutout=3)
+        batches = ClassifierBatches(images, np.arange(40), config, seed=3)
+        shown, labels = batches[0]
+        places = set()
+        for image, source in zip(shown, images[labels], strict=True):
+            covered = np.argwhere((image != source).any(axis=-1))
+            top, left = covered.min(axis=0)
+            assert (covered.max(axis=0) - (top, left) < 3).all() and len(covered) > 4
+            where = np.argwhere((image == round(images.mean())).all(axis=-1))
+            assert {tuple(place) for place in covered} <= {tuple(place) for place in where}
+            places.add((top, left))
+        assert len(places) > 10
+        np.testing.assert_array_equal(shown, batches[0][0])  # the same for the same seed and step
+        np.testing.assert_array_equal(batches.augment.padded, images)  # the data set itself is not covered
+
     def test_every_image_comes_once_an_epoch_in_an_order_of_the_epoch(self, images):
         labels = np.arange(40)
         batches = ClassifierBatches(images, labels, ClassifierConfig(batch_size=10, max_shift=0), seed=3)

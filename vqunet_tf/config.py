@@ -59,7 +59,7 @@ class ClassifierConfig:
     widths: channels per stage, each stage at half the resolution of the one before.
     blocks: residual blocks per stage.
     muon: its inner convolutions take Muon's step, at this multiple of the learning rate; 0 is AdamW for all.
-    max_shift, flip: augmentation, in pixels and as a yes or no.
+    max_shift, flip, cutout: augmentation, in pixels, as a yes or no, and the side of a covered square in pixels.
     """
 
     path: str | None = None
@@ -76,10 +76,11 @@ class ClassifierConfig:
     label_smoothing: float = 0.05
     max_shift: int = 2
     flip: bool = False
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "blocks", "epochs", "batch_size")
-        _at_least(self, 0, "max_shift", "learning_rate", "muon", "weight_decay", "label_smoothing")
+        _at_least(self, 0, "max_shift", "cutout", "learning_rate", "muon", "weight_decay", "label_smoothing")
 
 
 @dataclass(frozen=True)

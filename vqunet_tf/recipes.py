@@ -62,13 +62,14 @@ _PRESETS: dict[str, Config] = {
         classifier=ClassifierConfig(
             name="fast",
             widths=(64, 256, 256),
-            epochs=12,
+            epochs=16,
             learning_rate=3e-3,
             muon=2.5,
             weight_decay=0.05,
-            label_smoothing=0.2,
-            max_shift=2,
+            label_smoothing=0.1,
+            max_shift=4,
             flip=True,
+            cutout=8,
         ),
         purifier=PurifierConfig(widths=(48, 80, 128), groups=(4, 2, 1), embedding_dim=(8,), normalize=True),
         # With a pixel weight of 4 guidance wins and the images are lost: 38 % of clean ones right after an epoch, not 85 %.

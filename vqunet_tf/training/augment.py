@@ -1,4 +1,4 @@
-"""Shifted and flipped images, cut from mirrored borders when they are asked for."""
+"""Shifted and flipped images, cut from mirrored borders when they are asked for; squares that are covered."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ class Augment:
         for i, (source, (top, left, mirrored)) in enumerate(zip(chosen, views, strict=True)):
             crop = self.padded[source, top : top + self.height, left : left + self.width]
             images[i] = crop[:, ::-1] if mirrored else crop
+        return images
+
+
+class Cutout:
+    """Covers a square of every image, anywhere in it, with the mean colour (DeVries & Taylor 2017, arXiv 1708.04552).
+
+    Args:
+        images: uint8 [N, H, W, C], whose mean is taken.
+        side: of the square, in pixels, at most that of the images; 0 covers nothing.
+    """
+
+    def __init__(self, images: np.ndarray, side: int):
+        self.side = min(side, *images.shape[1:3])
+        self.mean = np.rint(images.mean(axis=(0, 1, 2))).astype(np.uint8) if side else None
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """These images uint8 [B, H, W, C], which are changed in place."""
+        if self.mean is not None:
+            highest = np.array(images.shape[1:3]) - self.side + 1
+            for image, (top, left) in zip(images, rng.integers(0, highest, size=(len(images), 2)), strict=True):
+                image[top : top + self.side, left : left + self.side] = self.mean
         return images
 
 

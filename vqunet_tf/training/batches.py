@@ -9,7 +9,7 @@ import numpy as np
 
 from vqunet_tf.config import AttackConfig, ClassifierConfig, TrainingConfig
 from vqunet_tf.errors import UserError
-from vqunet_tf.training.augment import Augment, Views
+from vqunet_tf.training.augment import Augment, Cutout, Views
 
 
 class Batches(keras.utils.PyDataset):
@@ -51,15 +51,17 @@ class Batches(keras.utils.PyDataset):
 
 
 class ClassifierBatches(Batches):
-    """(images uint8 [B, H, W, C] shifted and flipped at random, labels int32 [B])."""
+    """(images uint8 [B, H, W, C] shifted, flipped and cut out at random, labels int32 [B])."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, config: ClassifierConfig, seed: int, replicas: int = 1):
         super().__init__(len(images), config.batch_size, seed, replicas)
         self.labels = labels
         self.augment = Augment(images, config.max_shift, config.flip)
+        self.cutout = Cutout(images, config.cutout)
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
-        return self.augment(chosen, self.augment.draw(rng, len(chosen))), self.labels[chosen]
+        shown = self.augment(chosen, self.augment.draw(rng, len(chosen)))
+        return self.cutout(shown, rng), self.labels[chosen]
 
 
 class GrayBoxBatches(Batches):
