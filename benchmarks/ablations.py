@@ -178,6 +178,7 @@ class Study:
                 epsilon=epsilon,
                 radius_power=0.0,  # every image at the full radius
                 aims=(1.0, 1.0, 1.0),
+                climbs=(1.0, 1.0, 1.0),
                 max_steps=max(2, self.config.attack.max_steps),
                 leave_out=tuple(others),
             )

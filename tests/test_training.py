@@ -82,13 +82,16 @@ class TestAdversaries:
     def test_steps_left_out_are_not_taken(self):
         rng = np.random.default_rng(0)
 
-        def drawn(*left_out):
-            config = AttackConfig(max_steps=4, leave_out=left_out)
+        def drawn(*left_out, **settings):
+            config = AttackConfig(max_steps=4, leave_out=left_out, **settings)
             return {(steps, decay > 0) for steps, decay in (adversaries._steps(config, rng) for _ in range(200))}
 
         plain, momentum = {(n, False) for n in (2, 3, 4)}, {(n, True) for n in (2, 3, 4)}
         assert drawn() == {(1, False)} | plain | momentum
         assert drawn("single_step") == plain | momentum and drawn("momentum", "iterated") == {(1, False)}
+        assert drawn(climbs=(1, 0, 2)) == {(1, False)} | momentum and drawn(climbs=(0, 1, 0)) == plain
+        with pytest.raises(UserError, match="attack.climbs: expected a share above 0 that is not left out, got none"):
+            AttackConfig(climbs=(0, 1, 0), leave_out=("iterated",))
         with pytest.raises(UserError, match="expected one of single_step, iterated, momentum to be left"):
             AttackConfig(leave_out=("single_step", "iterated", "momentum"))
         with pytest.raises(UserError, match="unknown family of training adversaries 'fgsm': expected one of features"):

@@ -194,6 +194,7 @@ class AttackConfig:
     epsilon: largest radius, on the [0,1] scale (linf).
     radius_power: a radius is epsilon u^radius_power, u uniform (from 0.2 to 1, for noise from 0): above 1 more small ones.
     aims: relative shares of targeted, untargeted and features.
+    climbs: relative shares of single_step, iterated and momentum.
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
     leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated, momentum.
@@ -203,6 +204,7 @@ class AttackConfig:
     epsilon: float = 0.1
     radius_power: float = 1.0
     aims: tuple[float, ...] = (1.0, 1.0, 1.0)
+    climbs: tuple[float, ...] = (1.0, 1.0, 1.0)
     copies: int = 2
     max_steps: int = 8
     batch_size: int = 256
@@ -214,15 +216,20 @@ class AttackConfig:
         _at_least(self, 0, "epsilon", "radius_power", "refresh")
         if self.max_steps == 1 and "single_step" in self.leave_out:
             raise UserError("configuration attack.max_steps: expected at least 2 where single_step is left out, got 1")
-        if len(self.aims) != 3 or min(self.aims) < 0:
-            raise UserError(f"configuration attack.aims: expected three shares of at least 0, got {list(self.aims)}")
         for name in self.leave_out:
             choice("family of training adversaries", name, FAMILIES)
-        for kinds in (FAMILIES[:3], FAMILIES[3:]):
+        for setting, kinds in (("aims", FAMILIES[:3]), ("climbs", FAMILIES[3:])):
+            shares = getattr(self, setting)
+            if len(shares) != 3 or min(shares) < 0:
+                raise UserError(
+                    f"configuration attack.{setting}: expected three shares of at least 0, got {list(shares)}"
+                )
             if set(kinds) <= set(self.leave_out):
                 raise UserError(f"configuration attack.leave_out: expected one of {', '.join(kinds)} to be left")
-        if not sum(share for share, name in zip(self.aims, FAMILIES, strict=False) if name not in self.leave_out) > 0:
-            raise UserError("configuration attack.aims: expected a share above 0 that is not left out, got none")
+            if not sum(share for share, name in zip(shares, kinds, strict=True) if name not in self.leave_out) > 0:
+                raise UserError(
+                    f"configuration attack.{setting}: expected a share above 0 that is not left out, got none"
+                )
 
 
 @dataclass(frozen=True)

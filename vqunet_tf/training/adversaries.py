@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ def craft(
 
     Each image draws its radius (epsilon u^radius_power, u uniform from a fifth to 1) and, in the shares `aims`, where it
     aims: `targeted` (towards a random class other than the predicted one), `untargeted` (away from the predicted class)
-    or `features` (far from the clean features, in any direction). Each batch draws, all alike, how it climbs: in one step
-    (`single_step`), in 2 to `max_steps` (`iterated`), or in as many that follow a running mean of the gradients
+    or `features` (far from the clean features, in any direction). Each batch draws, all alike and in the shares `climbs`,
+    how it climbs: in one step (`single_step`), in 2 to `max_steps` (`iterated`), or in as many that follow a running mean of the gradients
     (`momentum`, Dong et al. 2018, arXiv 1710.06081: its perturbations lie in the corners of the budget, as those of
     one step do); and the step size. Each image draws whether its start is random. `leave_out` names kinds that are not
     made. No aim is given the true label: a perturbation made with it carries it, and a purifier learns to read
@@ -133,10 +133,7 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
     reference = guide(clean)
     size, classes = reference["logits"].shape
     predicted = ops.convert_to_numpy(ops.argmax(reference["logits"], axis=-1))
-    shares = np.array(
-        [0.0 if name in config.leave_out else share for name, share in zip(_AIMS, config.aims, strict=True)]
-    )
-    aim = rng.choice(len(_AIMS), size=size, p=shares / shares.sum())
+    aim = rng.choice(len(_AIMS), size=size, p=_shares(_AIMS, config.aims, config))
     target = (predicted + rng.integers(1, max(classes, 2), size=size)) % classes
     attract = np.eye(classes, dtype="float32")[target] * (aim == 0)[:, None]
     repel = np.eye(classes, dtype="float32")[predicted] * (aim == 1)[:, None]
@@ -158,11 +155,17 @@ _AIMS, _CLIMBS = FAMILIES[:3], FAMILIES[3:]
 
 def _steps(config: AttackConfig, rng: np.random.Generator) -> tuple[int, float]:
     """Number of steps of a batch, and how much of the gradients before each of them keeps."""
-    kind = str(rng.choice([name for name in _CLIMBS if name not in config.leave_out]))
+    kind = str(rng.choice(_CLIMBS, p=_shares(_CLIMBS, config.climbs, config)))
     several, decay = int(rng.integers(2, max(config.max_steps, 2) + 1)), float(rng.uniform(0.5, 1.0))
     if config.max_steps == 1 or kind == "single_step":
         return 1, 0.0
     return several, decay if kind == "momentum" else 0.0
+
+
+def _shares(names: Sequence[str], shares: Sequence[float], config: AttackConfig) -> np.ndarray:
+    """Probabilities of these kinds: the shares of those that are not left out."""
+    kept = np.array([0.0 if name in config.leave_out else share for name, share in zip(names, shares, strict=True)])
+    return kept / kept.sum()
 
 
 def _climb(
