@@ -1,5 +1,6 @@
 """Defences: the classic ones give what their libraries give, image by image, and say what gradient they pass."""
 
+import dataclasses
 import io
 import json
 
@@ -55,13 +56,13 @@ def test_every_image_is_answered_alone_and_always_alike(name, images):
 @pytest.mark.parametrize("name", CLASSIC)
 def test_a_flat_image_stays_as_it_is(name):
     """At levels that each of them can hold: JPEG has 128 at any quality, other flat levels to half its coarsest step."""
-    level = {"jpeg": 128 / 255, "bit_depth": 1 / (2**classic.BITS - 1)}.get(name, 0.3)
+    level = {"jpeg": 128 / 255, "bit_depth": 1 / (2**classic.GRAY.bits - 1)}.get(name, 0.3)
     flat = np.full((2, 16, 16, 1), level, "float32")
     np.testing.assert_allclose(CLASSIC[name](flat), flat, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("quality", [90, 75, classic.QUALITY])
+@pytest.mark.parametrize("quality", [90, 75, classic.GRAY.quality])
 def test_jpeg_is_that_of_pillow(channels, quality):
     images = smooth((3, 15, 12, channels))
     found = 255.0 * classic.jpeg(images, quality).numpy()
@@ -73,11 +74,11 @@ def test_jpeg_is_that_of_pillow(channels, quality):
 
 def test_jpeg_takes_other_channels_one_by_one():
     images = smooth((2, 16, 16, 2))
-    single = [classic.jpeg(images[..., i : i + 1]).numpy() for i in range(2)]
-    np.testing.assert_array_equal(classic.jpeg(images), np.concatenate(single, axis=-1))
+    single = [classic.jpeg(images[..., i : i + 1], 50).numpy() for i in range(2)]
+    np.testing.assert_array_equal(classic.jpeg(images, 50), np.concatenate(single, axis=-1))
 
 
-@pytest.mark.parametrize("bits", [1, classic.BITS, 5])
+@pytest.mark.parametrize("bits", [1, 2, 5])
 def test_fewer_bits_are_the_nearest_of_so_many_levels(bits, images):
     found = classic.bit_depth(images, bits).numpy()
     levels = np.arange(2**bits) / (2**bits - 1)
@@ -150,12 +151,17 @@ class TestRegistry:
         np.testing.assert_array_equal(defenses.build("vqunet", purifier)(images), purifier(images))
 
     def test_every_defence_says_how_it_is_set(self):
-        assert {build(name).setting for name in CLASSIC} == {
-            f"JPEG, quality {classic.QUALITY}",
-            f"{classic.BITS} bits a channel",
-            f"median of {classic.WINDOW}x{classic.WINDOW}",
-            f"total variation, weight {classic.WEIGHT}",
-        }
+        gray, colour = (
+            [found.quality, found.bits, found.window, found.weight] for found in (classic.GRAY, classic.COLOUR)
+        )
+        for name, one, other in zip(CLASSIC, gray, colour, strict=True):
+            assert str(one) in build(name).setting and str(other) in build(name).setting
+
+    def test_gray_and_colour_images_have_strengths_of_their_own(self):
+        for channels, expected in ((1, classic.GRAY), (2, classic.COLOUR), (3, classic.COLOUR)):
+            images = smooth((2, 16, 16, channels))
+            for name, strength in zip(CLASSIC, dataclasses.astuple(expected), strict=True):
+                np.testing.assert_array_equal(build(name)(images), CLASSIC[name](images, strength))
 
 
 def test_the_comparison_of_settings_names_the_best_of_each(capsys, monkeypatch):

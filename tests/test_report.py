@@ -587,9 +587,9 @@ def test_the_page_names_all_there_is():
     built.remove("from_outcomes")
     assert len(built) > 40
     assert [name for name in built if f"`{name}`" not in text] == []
-    settings = f"`jpeg` (quality {classic.QUALITY})", f"`bit_depth` ({classic.BITS} bits)"
-    settings += f"`median` ({classic.WINDOW}×{classic.WINDOW})", f"`total_variation` (weight {classic.WEIGHT})"
-    assert all(setting in text for setting in settings)
+    for strengths in (classic.GRAY, classic.COLOUR):
+        quality, bits, window, weight = dataclasses.astuple(strengths)
+        assert f"`jpeg` {quality}, `bit_depth` {bits}, `median` {window}, `total_variation` {weight}" in text
 
 
 def test_the_example_of_the_page_runs_as_written(models, evaluation):

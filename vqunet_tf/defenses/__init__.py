@@ -59,15 +59,21 @@ def _ablation(name: str) -> Maker:
     return _model(name, lambda purifier, folder: ablations.load(name, folder), ablations.WORDS[name])
 
 
+def _set(name: str) -> str:
+    """A strength in words, for images of one channel and for others."""
+    gray, colour = getattr(classic.GRAY, name), getattr(classic.COLOUR, name)
+    return f"{gray}" if gray == colour else f"{gray} (of colour images {colour})"
+
+
 # What classic defences are set to: see `benchmarks/defenses.py`, which compares the settings of each.
 DEFENSES: dict[str, Maker] = {
     "none": _plain("none", lambda images: images, True, "no defence"),
     "vqunet": _model("vqunet", lambda purifier, folder: purifier, "the purifier of the run"),
-    "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {classic.QUALITY}"),
-    "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"{classic.BITS} bits a channel"),
-    "median": _plain("median", classic.median, True, f"median of {classic.WINDOW}x{classic.WINDOW}"),
+    "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {_set('quality')}"),
+    "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"bits a channel: {_set('bits')}"),
+    "median": _plain("median", classic.median, True, f"median, window {_set('window')}"),
     "total_variation": _plain(
-        "total_variation", classic.total_variation, False, f"total variation, weight {classic.WEIGHT}"
+        "total_variation", classic.total_variation, False, f"total variation, weight {_set('weight')}"
     ),
     **{name: _ablation(name) for name in ABLATIONS},
 }
