@@ -61,6 +61,15 @@ class TestGrayBox:
         expected = 2 * pixel + 3 * guidance + 7 * feature + 5 * float(outputs["codebook"])
         assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(expected, rel=1e-4)
 
+    def test_the_weight_of_the_pixels_may_come_with_the_inputs(self, guide, images):
+        objective = GrayBoxObjective(tiny_purifier(), guide, TrainingConfig(pixel_weight=2.0))
+        inputs = {"seen": images[:4], "clean": images[4:8]}
+        outputs = objective(inputs)
+        pixel = float(objective.losses_of(inputs, None, outputs)["pixel"])
+        loss = float(objective.compute_loss(inputs, None, outputs))
+        faded = float(objective.compute_loss({**inputs, "pixel_weight": np.full(4, 0.5, "float32")}, None, outputs))
+        assert loss - faded == pytest.approx(1.5 * pixel, rel=1e-4)
+
     def test_answers_known_beforehand_change_nothing(self, guide, images):
         objective = GrayBoxObjective(tiny_purifier(), guide, TrainingConfig(feature_weight=1.0))
         inputs = {"seen": images[:4], "clean": images[4:8]}

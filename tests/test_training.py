@@ -249,6 +249,21 @@ class TestBatches:
         inputs = GrayBoxBatches(views, 255 - shown, settings, AttackConfig())[0]
         np.testing.assert_array_equal(inputs["seen"], 255 - inputs["clean"])
 
+    def test_the_weight_of_the_pixels_fades_by_equal_factors(self, images):
+        """Two batches an epoch, four epochs, half of the eight steps: from 16 to 1 in four steps, then it stays."""
+        settings = {"epochs": 4, "pixel_weight": 16.0, "final_pixel_weight": 1.0, "pixel_fade": 0.5}
+        batches, seen = gray_box(images, images[None], **settings), []
+        for epoch in range(4):
+            batches.start(epoch)
+            seen += [batches[i]["pixel_weight"] for i in range(2)]
+        assert {weights.shape for weights in seen} == {(20,)}
+        np.testing.assert_allclose([weights.max() for weights in seen], [16, 8, 4, 2, 1, 1, 1, 1], rtol=1e-6)
+        batches.start(1, first=1)
+        assert float(batches[0]["pixel_weight"].min()) == pytest.approx(2.0)
+        assert "pixel_weight" not in gray_box(images, images[None])[0]
+        with pytest.raises(UserError, match="final_pixel_weight: expected it and pixel_weight above 0, got 0 and 16"):
+            TrainingConfig(pixel_weight=16.0, final_pixel_weight=0.0)
+
     def test_the_radius_grows_step_by_step(self, images):
         """Two batches an epoch, four epochs, a warm-up of half of the eight steps: a quarter more each step."""
         settings = TrainingConfig(batch_size=20, epochs=4, epsilon_warmup=0.5)

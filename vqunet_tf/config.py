@@ -121,6 +121,8 @@ class TrainingConfig:
         noise, or replaced by an adversarial image (gray_box).
     muon: the purifier's inner convolutions take Muon's step, at this multiple of the learning rate; 0 is AdamW for all.
     pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
+    final_pixel_weight, pixel_fade: what the first of them has become, by equal factors a step, after that share of all
+        steps; None leaves it as it is (gray_box).
     start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective.
     attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
@@ -149,6 +151,8 @@ class TrainingConfig:
     noisy: float = 0.5
     adversarial: float = 2.5
     pixel_weight: float = 1.0
+    final_pixel_weight: float | None = None
+    pixel_fade: float = 0.5
     guidance_weight: float = 1.0
     feature_weight: float = 0.0
     codebook_weight: float = 1.0
@@ -179,6 +183,15 @@ class TrainingConfig:
         _at_least(self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades")
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
         choice("configuration training.selection", self.selection, SELECTIONS)
+        if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
+            raise UserError(
+                "configuration training.final_pixel_weight: expected it and pixel_weight above 0, got "
+                f"{self.final_pixel_weight:g} and {self.pixel_weight:g}"
+            )
+        if not 0.0 < self.pixel_fade <= 1.0:
+            raise UserError(
+                f"configuration training.pixel_fade: expected a share above 0, at most 1, got {self.pixel_fade:g}"
+            )
         if not self.clean + self.noisy + self.adversarial > 0:
             raise UserError("configuration clean, noisy, adversarial: expected a share above 0, got none")
 

@@ -68,7 +68,8 @@ class GrayBoxBatches(Batches):
     """{"seen": uint8 [B, H, W, C], "clean": uint8 [B, H, W, C]}: what the purifier is shown, what it should give.
 
     An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
-    random sign, its size drawn up to the attack's radius.
+    random sign, its size drawn up to the attack's radius. Where the weight of the pixels fades, "pixel_weight" float32
+    [B] is what it is at this step.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
@@ -89,6 +90,17 @@ class GrayBoxBatches(Batches):
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
+        self.weights = (training.pixel_weight, training.final_pixel_weight)
+        self.fading = training.pixel_fade * training.epochs * self.per_epoch
+
+    def __getitem__(self, index: int) -> Any:
+        batch = super().__getitem__(index)
+        first, last = self.weights
+        if last is not None:
+            step = self.epoch * self.per_epoch + self.first + index
+            weight = first * (last / first) ** min(1.0, step / self.fading)
+            batch["pixel_weight"] = np.full(self.batch_size, weight, np.float32)
+        return batch
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         copies = rng.integers(len(self.adversarial), size=len(chosen))

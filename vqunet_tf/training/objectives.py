@@ -29,6 +29,11 @@ class Objective(keras.Model):
         """The parts by name, each a mean over the batch."""
         raise TypeError(f"{type(self).__name__} must say what it minimises")
 
+    def weights_for(self, x: Any) -> dict[str, Any]:
+        """The weights of the parts for these inputs."""
+        del x
+        return self.weights_of
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing: all is built. Keras 3.15 averages a first batch over the replicas here, which fails over workers."""
 
@@ -39,10 +44,10 @@ class Objective(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         del sample_weight, training
-        losses = self.losses_of(x, y, y_pred)
+        losses, weights = self.losses_of(x, y, y_pred), self.weights_for(x)
         for name, metric in self.parts.items():
             metric.update_state(losses[name])
-        return backend.share_of_loss(sum(weight * losses[name] for name, weight in self.weights_of.items()))
+        return backend.share_of_loss(sum(weight * losses[name] for name, weight in weights.items()))
 
 
 class ClassifierObjective(Objective):
@@ -68,7 +73,7 @@ class GrayBoxObjective(Objective):
 
     With x the clean image, x' what the purifier P sees, f the frozen classifier and phi its features:
 
-        pixel_weight    * mean |P(x') - x|                                     reconstruction (L1)
+        pixel_weight    * mean |P(x') - x|                                     reconstruction (L1); the weight may fade
       + guidance_weight * KL(softmax f(x) || softmax f(P(x')))                 logit guidance, and
       + feature_weight  * mean of |phi(P(x')) - phi(x)|^2 / |phi(x)|^2         feature guidance, after the high-level
                                                                                guided denoiser (Liao et al. 2018,
@@ -110,6 +115,9 @@ class GrayBoxObjective(Objective):
             "feature": relative_error(wanted["features"], outputs["features"]),
             "codebook": outputs["codebook"],
         }
+
+    def weights_for(self, x: Any) -> dict[str, Any]:
+        return {**self.weights_of, **({"pixel": ops.mean(x["pixel_weight"])} if "pixel_weight" in x else {})}
 
 
 class AdaptiveObjective(Objective):
