@@ -80,6 +80,7 @@ def _classifier(config: Config, model: keras.Model, given: bool) -> str:
         return f"given, {cost}"
     kind = f"`{settings.name}`, widths {_listed(settings.widths)}"
     learned = f"{settings.epochs} epochs, shifts up to {settings.max_shift}{', flips' if settings.flip else ''}"
+    learned += f", squares of {settings.cutout} cut out" if settings.cutout else ""
     return f"{kind}, {cost}; {learned}, label smoothing {settings.label_smoothing:g}"
 
 
@@ -103,7 +104,10 @@ def _recipe(config: Config) -> str:
         f"{optimizer}, learning rate up to {training.learning_rate:g}",
     ]
     if training.objective == "adaptive":
-        parts.append(f"{training.attack_steps} attack steps in the loop, radius {attack.epsilon:.4g}")
+        gradients = " and ".join(training.attack_gradients or (training.gradient,))
+        parts.append(
+            f"{training.attack_steps} attack steps in the loop through {gradients}, radius {attack.epsilon:.4g}"
+        )
     else:
         parts.append(
             f"{attack.copies} adversaries an image, radii up to {attack.epsilon:.4g}, 1 to {attack.max_steps} steps"
