@@ -89,7 +89,7 @@ _PRESETS: dict[str, Config] = {
             selection="worst",
             selection_examples=1000,
         ),
-        # A single step is the hardest to undo, at half of them too.
+        # Half of them single steps, which are the hardest to undo.
         attack=AttackConfig(epsilon=12 / 255, aims=(0.2, 0.7, 0.1), climbs=(2.0, 1.0, 1.0), copies=2),
         evaluation=EvaluationConfig(epsilons=(8 / 255,), pgd_steps=40),
     ),
@@ -102,6 +102,7 @@ _ADAPTIVE: dict[str, Any] = {
     "training.learning_rate": 1e-3,
     "training.guidance_weight": 1.0,
     "training.pixel_weight": 1.0,
+    "training.final_pixel_weight": None,
     "training.feature_weight": 0.0,
     # Attacked with one gradient of its quantizers it learned to hide from that one: 62 % right with it, 35 % with soft codes.
     "training.attack_gradients": ("straight_through", "soft"),
