@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 # Before TensorFlow is imported by any test.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # whatever the shell says: servers' logs are read line by line
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # on a GPU, compare true float32
 

@@ -9,7 +9,7 @@ import pytest
 from vqunet_tf import pixels
 from vqunet_tf.config import AttackConfig, ClassifierConfig, Config, TrainingConfig
 from vqunet_tf.errors import Interrupted, UserError
-from vqunet_tf.models import classifiers
+from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, crafting, selection
 from vqunet_tf.training.augment import Augment, Views
@@ -161,6 +161,20 @@ def test_the_attacks_that_choose_an_epoch(guide, images):
     moved = once.astype(int) - images
     inside = (images > 26) & (images < 229)
     assert set(np.unique(np.abs(moved[inside]))) <= {0, 25, 26} and np.mean(moved[inside] == 0) < 0.05
+
+
+def test_an_adaptive_choice_looks_through_soft_codes_too(guide, images):
+    classifier = keras.Model(guide.inputs, guide.outputs[0] if guide.outputs[0].shape[-1] == 4 else guide.outputs[1])
+    purifier = VQUNet(widths=(4, 4), num_embeddings=8, embedding_dim=2, channels=1)
+    purifier.graph(pixels.to_unit(images), training=True)  # places the codes
+    chain = DefendedClassifier(purifier, classifier)
+    attacks = selection.renewed(chain, images, np.arange(40) % 4, 0.1, 3, 0, "worst")
+    assert list(attacks) == ["untargeted", "targeted", "soft"]
+    assert list(selection.renewed(chain, images, np.arange(40) % 4, 0.1, 3, 0, "best")) == ["untargeted", "targeted"]
+    untargeted, soft = attacks["untargeted"](), attacks["soft"]()
+    assert (untargeted != soft).any() and {layer.gradient for layer in purifier.quantizers} == {"straight_through"}
+    purifier.set_gradient("soft")
+    np.testing.assert_array_equal(attacks["untargeted"](), soft)  # the same attack, but for what passes the quantizers
 
 
 class TestViews:

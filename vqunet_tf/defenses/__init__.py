@@ -59,7 +59,7 @@ def _ablation(name: str) -> Maker:
     return _model(name, lambda purifier, folder: ablations.load(name, folder), ablations.WORDS[name])
 
 
-def _set(name: str) -> str:
+def _strength(name: str) -> str:
     """A strength in words, for images of one channel and for others."""
     gray, colour = getattr(classic.GRAY, name), getattr(classic.COLOUR, name)
     return f"{gray}" if gray == colour else f"{gray} (of colour images {colour})"
@@ -69,11 +69,11 @@ def _set(name: str) -> str:
 DEFENSES: dict[str, Maker] = {
     "none": _plain("none", lambda images: images, True, "no defence"),
     "vqunet": _model("vqunet", lambda purifier, folder: purifier, "the purifier of the run"),
-    "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {_set('quality')}"),
-    "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"bits a channel: {_set('bits')}"),
-    "median": _plain("median", classic.median, True, f"median, window {_set('window')}"),
+    "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {_strength('quality')}"),
+    "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"bits a channel: {_strength('bits')}"),
+    "median": _plain("median", classic.median, True, f"median, window {_strength('window')}"),
     "total_variation": _plain(
-        "total_variation", classic.total_variation, False, f"total variation, weight {_set('weight')}"
+        "total_variation", classic.total_variation, False, f"total variation, weight {_strength('weight')}"
     ),
     **{name: _ablation(name) for name in ABLATIONS},
 }

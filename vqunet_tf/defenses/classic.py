@@ -56,7 +56,7 @@ def jpeg(images: Any, quality: int | None = None) -> tf.Tensor:
     quality: 1 to 100, of libjpeg; None is what `strengths` says.
     """
     images = tf.convert_to_tensor(images, tf.float32)
-    quality = quality or strengths(images).quality
+    quality = strengths(images).quality if quality is None else quality
     levels = tf.cast(tf.round(255.0 * tf.clip_by_value(images, 0.0, 1.0)), tf.uint8)
     if images.shape[-1] != 3:  # [B, H, W, C] -> [B, C, H, W, 1]
         levels = tf.transpose(levels, [0, 3, 1, 2])[..., tf.newaxis]
@@ -78,7 +78,7 @@ def jpeg(images: Any, quality: int | None = None) -> tf.Tensor:
 def bit_depth(images: Any, bits: int | None = None) -> tf.Tensor:
     """Rounds to 2^bits levels: feature squeezing (Xu et al. 2018, arXiv 1704.01155). Passes no gradient but zero."""
     images = tf.convert_to_tensor(images, tf.float32)
-    bits = bits or strengths(images).bits
+    bits = strengths(images).bits if bits is None else bits
     highest = 2.0**bits - 1.0
     return tf.round(tf.clip_by_value(images, 0.0, 1.0) * highest) / highest
 
@@ -90,7 +90,7 @@ def median(images: Any, window: int | None = None) -> tf.Tensor:
     middle values the larger one is taken, as in `scipy.ndimage.median_filter`. Passes the gradient of the median.
     """
     images = tf.convert_to_tensor(images, tf.float32)
-    window = window or strengths(images).window
+    window = strengths(images).window if window is None else window
     before, after = window // 2, (window - 1) // 2
     padded = tf.pad(images, [[0, 0], [before, after], [before, after], [0, 0]], "SYMMETRIC")
     height, width = tf.unstack(tf.shape(images)[1:3])
@@ -115,5 +115,5 @@ def total_variation(images: Any, weight: float | None = None) -> tf.Tensor:
         return np.clip(np.reshape(found, batch.shape), 0.0, 1.0).astype(np.float32)
 
     images = tf.convert_to_tensor(images, tf.float32)
-    weight = weight or strengths(images).weight
+    weight = strengths(images).weight if weight is None else weight
     return tf.ensure_shape(tf.numpy_function(denoise, [images], tf.float32, stateful=False), images.shape)

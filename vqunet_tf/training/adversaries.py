@@ -27,9 +27,9 @@ def craft(
     Each image draws its radius (epsilon u^radius_power, u uniform from a fifth to 1) and, in the shares `aims`, where it
     aims: `targeted` (towards a random class other than the predicted one), `untargeted` (away from the predicted class)
     or `features` (far from the clean features, in any direction). Each batch draws, all alike and in the shares `climbs`,
-    how it climbs: in one step (`single_step`), in 2 to `max_steps` (`iterated`), or in as many that follow a running mean of the gradients
-    (`momentum`, Dong et al. 2018, arXiv 1710.06081: its perturbations lie in the corners of the budget, as those of
-    one step do); and the step size. Each image draws whether its start is random. `leave_out` names kinds that are not
+    how it climbs: in one step (`single_step`), in 2 to `max_steps` (`iterated`), or in as many that follow a running mean
+    of the gradients (`momentum`, Dong et al. 2018, arXiv 1710.06081: its perturbations lie in the corners of the budget, as
+    those of one step do); and the step size. Each image draws whether its start is random. `leave_out` names kinds that are not
     made. No aim is given the true label: a perturbation made with it carries it, and a purifier learns to read
     it ("label leaking", Kurakin et al. 2017, arXiv 1611.01236). The aim `untargeted` still comes close, where the
     classifier is right; what it does is seen by comparing targeted and untargeted attacks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -57,25 +58,20 @@ class Crafting:
         """What the classifier says about every view: `logits` and `features` float32 [copies, N, ...], asked once and not
         at every step; None where they would take more than a gibibyte."""
         copies, number = views.drawn.shape[:2]
-        size = self.config.attack.batch_size
-        look: Any = None
+        size, look = self.config.attack.batch_size, backend.compiled(_caller(self.guide()))
         found: dict[str, np.ndarray] = {}
         with tqdm(desc="clean answers", total=copies * number, unit="img", unit_scale=True, dynamic_ncols=True) as bar:
-            for copy in range(copies):
-                for start in range(0, number, size):
-                    chosen = np.arange(start, min(start + size, number))
-                    batch = views(np.full(size, copy), np.resize(chosen, size))  # one size, one compilation
-                    look = look or backend.compiled(_caller(self.guide()))
-                    said = {name: keras.ops.convert_to_numpy(out) for name, out in look(pixels.to_unit(batch)).items()}
-                    if not found:
-                        if copies * number * sum(4 * out[0].size for out in said.values()) > _MOST_ANSWERS:
-                            return None
-                        found = {
-                            name: np.empty((copies, number, *out.shape[1:]), "float32") for name, out in said.items()
-                        }
-                    for name, out in said.items():
-                        found[name][copy, chosen] = out[: len(chosen)]
-                    self._report(bar, len(chosen))
+            for copy, start in itertools.product(range(copies), range(0, number, size)):
+                chosen = np.arange(start, min(start + size, number))
+                batch = views(np.full(size, copy), np.resize(chosen, size))  # one size, one compilation
+                said = {name: keras.ops.convert_to_numpy(out) for name, out in look(pixels.to_unit(batch)).items()}
+                if not found and copies * number * sum(4 * out[0].size for out in said.values()) > _MOST_ANSWERS:
+                    return None
+                for name, out in said.items():
+                    if name not in found:
+                        found[name] = np.empty((copies, number, *out.shape[1:]), "float32")
+                    found[name][copy, chosen] = out[: len(chosen)]
+                self._report(bar, len(chosen))
         return found
 
     def _copy(self, views: Views, turn: int, copy: int, bar: tqdm) -> np.ndarray:
