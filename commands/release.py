@@ -58,7 +58,14 @@ def release(run_folder: RunFolder, name: str, storage: str = "auto") -> tuple[li
 
     A `UserError` if the run is not finished, if the name is none, if all presets together would exceed `LIMIT`, or if
     another preset shares the classifier that would change. Nothing is written then.
+
+    storage: a key of `STORAGE` for both models, or two with a comma between them, of the classifier and of the purifier.
     """
+    words = storage.split(",")
+    if len(words) > 2 or not set(words) <= set(STORAGE):
+        raise UserError(
+            f"--storage={storage}: expected one of {', '.join(STORAGE)}, or two with a comma, for classifier and purifier"
+        )
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
         raise UserError(f"--preset={name}: expected a name of small letters, digits and underscores, as fashion_mnist")
     config = run_folder.load_config()
@@ -73,10 +80,9 @@ def release(run_folder: RunFolder, name: str, storage: str = "auto") -> tuple[li
     with tempfile.TemporaryDirectory() as beside:
         part = Path(beside, name)
         part.mkdir()
-        bits = STORAGE[storage]
         shared = _shared(run_folder.classifier, name, part)
-        first = _classifier(answers, run_folder, part, target, bits, shared)
-        second = _purifier(answers, run_folder, part, target, bits, shared or part / first.file)
+        first = _classifier(answers, run_folder, part, target, STORAGE[words[0]], shared)
+        second = _purifier(answers, run_folder, part, target, STORAGE[words[-1]], shared or part / first.file)
         moved, codes = answers.codes_moved(runs.load_model(part / second.file))
         public = _public(config, shared)
         given = bool(config.classifier.path) and not shared
@@ -270,11 +276,11 @@ def console(argv: Sequence[str] | None = None) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("run_dir", None, "folder of a finished training run", flag_values=values)
     flags.DEFINE_string("preset", None, "name of the preset", flag_values=values)
-    flags.DEFINE_enum(
+    flags.DEFINE_string(
         "storage",
         "auto",
-        list(STORAGE),
-        "auto: the least room within the tolerance; float16: whatever it does to the answers; float32: nothing lost",
+        "auto: the least room within the tolerance; float16: whatever it does to the answers; float32: nothing lost; two "
+        "of them with a comma (auto,float16): the classifier's and the purifier's",
         flag_values=values,
     )
     run(main, values, str(__doc__), required=("run_dir", "preset"), argv=argv)

@@ -153,6 +153,15 @@ def test_bits_are_spent_only_where_they_are_needed(house, tmp_path):
     assert any("only figures measured from these files hold" in note for note in notes)
     (_, whole), _ = release.release(wild, "whole", storage="float32")
     assert (whole.bits, whole.difference) == (23, 0.0)
+    stored, _ = release.release(wild, "both", storage="float32,float16")
+    assert [each.bits for each in stored] == [23, 10] and stored[0].difference == 0.0
+
+
+@pytest.mark.parametrize("storage", ["float8", "auto,", "auto,auto,auto"])
+def test_an_unknown_storage_is_refused(house, tmp_path, storage):
+    with pytest.raises(UserError, match="expected one of auto, float16, float32, or two with a comma"):
+        release.release(finished(tmp_path / "run"), "none", storage=storage)
+    assert not (house / "none").exists()
 
 
 def test_an_adaptive_purifier_shares_the_classifier(house, tmp_path, monkeypatch):

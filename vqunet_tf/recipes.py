@@ -115,7 +115,9 @@ _PRESETS |= {
     "fashion_mnist_adaptive": _PRESETS["fashion_mnist"].replace(
         {**_ADAPTIVE, "training.epochs": 8, "training.selection_examples": 500, "attack.epsilon": 0.1}
     ),
-    "cifar10_adaptive": _PRESETS["cifar10"].replace({**_ADAPTIVE, "training.epochs": 20, "attack.epsilon": 8 / 255}),
+    "cifar10_adaptive": _PRESETS["cifar10"].replace(
+        {**_ADAPTIVE, "training.epochs": 10, "training.selection_examples": 500, "attack.epsilon": 8 / 255}
+    ),
     "default_adaptive": _PRESETS["default"].replace({**_ADAPTIVE, "attack.epsilon": 8 / 255}),
 }
 

@@ -14,8 +14,7 @@ where no defence has 2.11. Colour: CIFAR-10 at 8/255, at most 2, where no defenc
     median window        2,  3,  5        2.89  2.93  2.74                   1.22  1.26  0.95
     TV weight     0.05, 0.1, 0.2, 0.3     3.09  3.00  2.56  2.22             1.26  1.15  0.77  0.57
 
-So rounding colours to few bits defends nothing there: it is set to the least harm. The median and total variation of gray
-images stay where an earlier comparison put them, which this one does not contradict beyond chance.
+So rounding colours to few bits defends nothing there: it is set to the least harm.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Strengths:
     weight: float
 
 
-GRAY = Strengths(quality=10, bits=2, window=2, weight=0.1)
+GRAY = Strengths(quality=10, bits=2, window=3, weight=0.05)
 COLOUR = Strengths(quality=75, bits=5, window=3, weight=0.05)
 
 
