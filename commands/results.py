@@ -1,5 +1,7 @@
 """Fills the tables of RESULTS.md from the reports in results/: what stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
+The table `ablations` is what `python -m benchmarks.ablations` wrote.
+
     python -m commands.results
     python -m commands.results --check      # exit status 1 if the file is not what the reports give
 
@@ -12,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -39,6 +42,15 @@ def filled(text: str, tables: Mapping[str, Callable[[], str]]) -> tuple[str, lis
     return _BLOCK.sub(lambda block: block[1] + made[block[2]] + block[4], text), list(made), changed
 
 
+def ablations(folder: Path) -> str:
+    """What `benchmarks.ablations` wrote into `<folder>/ablations`, its title left out and its headings one level deeper."""
+    path = folder / "ablations" / "ablations.md"
+    if not path.exists():
+        return "Not measured yet: `python -m benchmarks.ablations` writes them into `results/ablations/`."
+    _, _, text = path.read_text(encoding="utf-8").partition("\n")
+    return re.sub(r"^##", "###", text.strip(), flags=re.MULTILINE)
+
+
 def main(values: flags.FlagValues) -> None:
     file, folder = Path(values.file), Path(values.results_dir)
     try:
@@ -47,7 +59,7 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"{file} cannot be read ({error}): expected a text with <!-- table: NAME --> in it") from None
     link = Path(os.path.relpath(folder, file.parent)).as_posix()
     released = results.load(folder, link)
-    new, names, changed = filled(text, results.tables(released))
+    new, names, changed = filled(text, {**results.tables(released), "ablations": partial(ablations, folder)})
     for each in released:
         if each.report["dataset"] not in names:
             wanted = f"<!-- table: {each.report['dataset']} -->"

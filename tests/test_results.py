@@ -412,10 +412,24 @@ def test_the_check_fails_once_a_number_in_a_report_changes(page, capsys):
     assert "| 85.1 (75.0–95.0) |" in (page / "RESULTS.md").read_text()
 
 
+def test_the_ablations_are_those_that_their_benchmark_wrote(page):
+    (page / "RESULTS.md").write_text(
+        "<!-- table: ablations -->\n<!-- end -->\n<!-- table: fashion_mnist -->\n<!-- end -->\n"
+    )
+    assert run(page) == 0 and "Not measured yet" in (page / "RESULTS.md").read_text()
+    (page / "results" / "ablations").mkdir()
+    (page / "results" / "ablations" / "ablations.md").write_text("# Title\n\nWords.\n\n## Levels\n\n| a |\n|---|\n")
+    assert run(page, "--check") == 1 and run(page) == 0
+    assert "-->\n\nWords.\n\n### Levels\n\n| a |\n|---|\n\n<!-- end -->" in (page / "RESULTS.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<!-- table: mnist -->\n<!-- end -->\n", "unknown table 'mnist': expected one of cifar10, claims, commands"),
+        (
+            "<!-- table: mnist -->\n<!-- end -->\n",
+            "unknown table 'mnist': expected one of ablations, cifar10, claims, commands",
+        ),
         ("<!-- table: fashion_mnist -->\n", "expected pairs of"),
         ("<!-- table: claims -->\n<!-- table: fashion_mnist -->\n<!-- end -->\n", "expected pairs of"),
         ("<!-- end -->\n", "expected pairs of"),
@@ -459,5 +473,5 @@ def test_the_results_of_the_project_are_up_to_date(monkeypatch, capsys):
         *PRESETS.values(),
         *(f"{kind} {name}" for kind in ("targets", "published") for name in ("fashion_mnist", "cifar10")),
     }
-    assert {*known, "claims", "commands"} <= named
+    assert {*known, "ablations", "claims", "commands"} <= named
     assert re.search(r"^results:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
