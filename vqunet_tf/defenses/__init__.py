@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from vqunet_tf.defenses import ablations, classic
+from vqunet_tf.defenses import ablations, classic, smooth
 from vqunet_tf.errors import choice
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder
@@ -29,12 +29,14 @@ class Defense:
         the identity for it on the way back (BPDA, "Obfuscated Gradients Give a False Sense of Security", Athalye et al.
         2018, arXiv 1802.00420).
     setting: what it is and how strong, in words for a report.
+    smooth: a differentiable function close to it, whose gradient such an attacker takes before trying the identity.
     """
 
     name: str
     purify: Purify
     differentiable: bool
     setting: str
+    smooth: Purify | None = None
 
     def __call__(self, images: Any) -> Any:
         return self.purify(images)
@@ -43,9 +45,9 @@ class Defense:
 Maker = Callable[[keras.Model, RunFolder | None], Defense]
 
 
-def _plain(name: str, purify: Purify, differentiable: bool, setting: str) -> Maker:
+def _plain(name: str, purify: Purify, differentiable: bool, setting: str, near: Purify | None = None) -> Maker:
     """A defence that needs neither the purifier nor the folder."""
-    return lambda purifier, folder: Defense(name, purify, differentiable, setting)
+    return lambda purifier, folder: Defense(name, purify, differentiable, setting, near)
 
 
 def _model(name: str, load: Callable[[keras.Model, RunFolder | None], keras.Model], setting: str) -> Maker:
@@ -69,11 +71,15 @@ def _strength(name: str) -> str:
 DEFENSES: dict[str, Maker] = {
     "none": _plain("none", lambda images: images, True, "no defence"),
     "vqunet": _model("vqunet", lambda purifier, folder: purifier, "the purifier of the run"),
-    "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {_strength('quality')}"),
+    "jpeg": _plain("jpeg", classic.jpeg, False, f"JPEG, quality {_strength('quality')}", smooth.jpeg),
     "bit_depth": _plain("bit_depth", classic.bit_depth, False, f"bits a channel: {_strength('bits')}"),
     "median": _plain("median", classic.median, True, f"median, window {_strength('window')}"),
     "total_variation": _plain(
-        "total_variation", classic.total_variation, False, f"total variation, weight {_strength('weight')}"
+        "total_variation",
+        classic.total_variation,
+        False,
+        f"total variation, weight {_strength('weight')}",
+        smooth.total_variation,
     ),
     **{name: _ablation(name) for name in ABLATIONS},
 }

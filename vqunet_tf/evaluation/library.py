@@ -45,7 +45,7 @@ def evaluate(
     defended: a `DefendedClassifier`, a pair (purifier, classifier), or a classifier alone. The classifier is a Keras model
         `[B,H,W,C]` in [0,1] → logits; the purifier any function images → images, on tensors or on NumPy arrays. One that
         passes no gradient is attacked as if it were the identity on the way back; an attribute `differentiable` set to
-        False says that its gradient leads nowhere.
+        False says that its gradient leads nowhere, an attribute `smooth` is a function close to it that passes one.
     images: `[N,H,W,C]` uint8, or floats in [0,1]. labels: `[N]` whole numbers.
     suite: `quick`, `standard`, `adaptive` or `full`. attacks, threat_models: by name, instead of those of the suite.
     epsilons: linf radii. l2_epsilons: radii of attacks that know l2 only.
@@ -97,6 +97,7 @@ class Adapted:
 
     def __init__(self, function: Any):
         self.function = function
+        self.smooth = getattr(function, "smooth", None)
         self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
 
     def __call__(self, images: Any) -> Any:

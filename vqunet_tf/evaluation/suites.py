@@ -71,7 +71,7 @@ SUITES: dict[str, Suite] = {
     "standard": Suite(
         gray=_GRADIENT,
         white=("fgsm", "pgd", "apgd_ce", "apgd_dlr"),
-        variants={"pgd": ("straight_through", "soft", "own", "identity", "unquantized"), **_APGD},
+        variants={"pgd": ("straight_through", "soft", "own", "smooth", "identity", "unquantized"), **_APGD},
         defenses=None,
     ),
     "adaptive": _ADAPTIVE,

@@ -9,6 +9,7 @@ real purifier, and whatever they craft is scored on the real chain:
     unquantized         quantizers switched off, forward and back: a smooth network with the same weights
     mismatch            another loss: away from the codes that the clean image chose
     own                 the gradient of a purifier without quantizers
+    smooth              forward through a purifier that passes none, back through a function close to it
 
 "Obfuscated Gradients Give a False Sense of Security", Athalye et al. 2018, https://arxiv.org/abs/1802.00420.
 """
@@ -31,8 +32,8 @@ from vqunet_tf.models import VectorQuantizer, VQUNet, quantize
 from vqunet_tf.models.vector_quantizer import passing
 
 ESTIMATORS = ("straight_through", "rotation", "soft")
-OWN, IDENTITY, UNQUANTIZED, MISMATCH = "own", "identity", "unquantized", "mismatch"
-VARIANTS = (*ESTIMATORS, OWN, IDENTITY, UNQUANTIZED, MISMATCH)
+OWN, SMOOTH, IDENTITY, UNQUANTIZED, MISMATCH = "own", "smooth", "identity", "unquantized", "mismatch"
+VARIANTS = (*ESTIMATORS, OWN, SMOOTH, IDENTITY, UNQUANTIZED, MISMATCH)
 
 DRAWS = 10  # of a victim that answers at random, for one gradient
 
@@ -42,7 +43,7 @@ class Chain:
 
     classifier: images → logits.
     purify: images → images; None is no defence. An attribute `differentiable` that is false says that its gradient
-        leads nowhere: then the identity stands in.
+        leads nowhere: then the identity stands in, and before it the attribute `smooth`, a function close to it, if it has one.
 
     Attributes:
         variants: the gradients and losses by which it can be attacked, `("",)` where there is but one.
@@ -68,7 +69,9 @@ class Chain:
         if self.quantizers:
             found = (*ESTIMATORS, IDENTITY, UNQUANTIZED)
             return found if self._encoder is None else (*found, MISMATCH)
-        return (OWN, IDENTITY) if getattr(self.purify, "differentiable", True) else (IDENTITY,)
+        if getattr(self.purify, "differentiable", True):
+            return (OWN, IDENTITY)
+        return (IDENTITY,) if getattr(self.purify, "smooth", None) is None else (SMOOTH, IDENTITY)
 
     def through(self, variant: str = "") -> Victim:
         """The victim with this gradient: a function images → logits, the same object for the same variant.
@@ -140,7 +143,9 @@ class Chain:
         elif variant == UNQUANTIZED:
             victim = self._estimated("identity")  # of the layer: it lets its inputs through
         elif variant == IDENTITY:
-            victim = self._backward_identity
+            victim = self._back_through(lambda images: images)
+        elif variant == SMOOTH:
+            victim = self._back_through(self.purify.smooth)  # type: ignore[union-attr]
         else:
             victim = self
         return _expectation(victim) if self.is_random and variant != MISMATCH else victim
@@ -153,10 +158,17 @@ class Chain:
 
         return victim
 
-    def _backward_identity(self, images: Any) -> Any:
-        images = tf.convert_to_tensor(images)
-        purified = tf.cast(self.purify(tf.stop_gradient(images)), images.dtype)  # type: ignore[misc]
-        return self.classifier(quantize.straight_through(images, tf.stop_gradient(purified)), training=False)
+    def _back_through(self, stand_in: Purify) -> Victim:
+        """Forward through the whole purifier, back as if it were `stand_in`."""
+
+        def victim(images: Any) -> Any:
+            images = tf.convert_to_tensor(images)
+            purified = tf.cast(self.purify(tf.stop_gradient(images)), images.dtype)  # type: ignore[misc]
+            return self.classifier(
+                quantize.straight_through(stand_in(images), tf.stop_gradient(purified)), training=False
+            )
+
+        return victim
 
 
 def surrogates(name: str, classifier: keras.Model, purify: Purify | None = None) -> dict[str, Chain]:
