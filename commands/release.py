@@ -57,9 +57,10 @@ def release(run_folder: RunFolder, name: str, storage: str = "auto") -> tuple[li
     """Writes the preset `name` from a finished run; returns what was stored, and sentences that a person must know.
 
     A `UserError` if the run is not finished, if the name is none, if all presets together would exceed `LIMIT`, or if
-    another preset shares the classifier that would change. Nothing is written then.
+    another preset shares the classifier that would change, or for an unknown storage. Nothing is written then.
 
-    storage: a key of `STORAGE` for both models, or two with a comma between them, of the classifier and of the purifier.
+    storage: a key of `STORAGE` for both models, or two with a comma between them, of the classifier (if it is
+        not shared) and of the purifier.
     """
     words = storage.split(",")
     if len(words) > 2 or not set(words) <= set(STORAGE):
@@ -240,7 +241,7 @@ def _refuse(name: str, part: Path, target: Path, has_classifier: bool) -> None:
         listed = ", ".join(f"{preset} {size / 1e6:.2f}" for preset, size in sorted(sizes.items()))
         raise UserError(
             f"all presets together would take {total / 1e6:.2f} MB ({listed}), expected at most {LIMIT / 1e6:g}: train "
-            "smaller models, or give --storage=float16 and measure what it leaves"
+            "smaller models, or give --storage=float16 (auto,float16 leaves the classifier as it is) and measure what it leaves"
         )
 
 

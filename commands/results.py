@@ -43,12 +43,15 @@ def filled(text: str, tables: Mapping[str, Callable[[], str]]) -> tuple[str, lis
 
 
 def ablations(folder: Path) -> str:
-    """What `benchmarks.ablations` wrote into `<folder>/ablations`, its title left out and its headings one level deeper."""
+    """What `benchmarks.ablations` wrote into `<folder>/ablations`, its headings two levels deeper."""
     path = folder / "ablations" / "ablations.md"
     if not path.exists():
         return "Not measured yet: `python -m benchmarks.ablations` writes them into `results/ablations/`."
-    _, _, text = path.read_text(encoding="utf-8").partition("\n")
-    return re.sub(r"^##", "###", text.strip(), flags=re.MULTILINE)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): make it again with benchmarks.ablations") from None
+    return re.sub(r"^#", "###", text.strip(), flags=re.MULTILINE)
 
 
 def main(values: flags.FlagValues) -> None:

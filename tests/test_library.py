@@ -81,6 +81,23 @@ def test_a_function_of_arrays_is_attacked_as_if_it_were_the_identity(classifier,
     assert worst["white_box"] <= worst["gray_box"] < 1.0
 
 
+def test_a_smooth_stand_in_is_attacked_through_whatever_carries_it(classifier, data):
+    class Rounding(keras.layers.Layer):
+        differentiable, smooth = False, staticmethod(tf.identity)
+
+        def call(self, images):
+            return keras.ops.round(images * 8) / 8
+
+    def rounded(images):
+        return np.round(np.asarray(images) * 8) / 8
+
+    rounded.smooth = tf.identity
+    for purifier in (Rounding(), rounded):
+        assert _variants(_rows((purifier, classifier), data, suite="standard")[0]) == {"smooth", "identity"}
+    rounded.smooth = 3  # something else that is called so
+    assert _variants(_rows((rounded, classifier), data, suite="standard")[0]) == {"identity"}
+
+
 def test_a_defence_that_hides_its_gradient_is_warned_of(classifier, data):
     _, warned = _rows((lambda images: tf.round(images * 8) / 8, classifier), data)
     assert "gradients_not_masked" in warned

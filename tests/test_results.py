@@ -420,7 +420,9 @@ def test_the_ablations_are_those_that_their_benchmark_wrote(page):
     (page / "results" / "ablations").mkdir()
     (page / "results" / "ablations" / "ablations.md").write_text("# Title\n\nWords.\n\n## Levels\n\n| a |\n|---|\n")
     assert run(page, "--check") == 1 and run(page) == 0
-    assert "-->\n\nWords.\n\n### Levels\n\n| a |\n|---|\n\n<!-- end -->" in (page / "RESULTS.md").read_text()
+    assert (
+        "-->\n\n### Title\n\nWords.\n\n#### Levels\n\n| a |\n|---|\n\n<!-- end -->" in (page / "RESULTS.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(

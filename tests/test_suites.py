@@ -33,8 +33,12 @@ def bench():
     def hard(images):
         return tf.round(images)
 
-    hard.differentiable = False
-    victims = {"none": None, "vqunet": purifier, "blur": lambda images: 0.9 * images, "hard": hard}
+    def staircase(images):
+        return tf.round(images)
+
+    hard.differentiable = staircase.differentiable = False
+    staircase.smooth = tf.square
+    victims = {"none": None, "vqunet": purifier, "blur": lambda images: 0.9 * images, "hard": hard, "near": staircase}
     return Bench(
         {name: Chain(classifier, purify) for name, purify in victims.items()},
         np.zeros((N, *SHAPE), np.float32),
@@ -73,6 +77,7 @@ def test_quick_follows_one_gradient(bench):
     work = _jobs(bench, "quick")
     assert _white(work, "vqunet") == {"fgsm": {"straight_through"}, "pgd": {"straight_through"}}
     assert _white(work, "blur") == {"fgsm": {"own"}, "pgd": {"own"}}
+    assert _white(work, "near") == {"fgsm": {"smooth"}, "pgd": {"smooth"}}
     assert _white(work, "hard") == {"fgsm": {"identity"}, "pgd": {"identity"}}
     gray = [job for job in work if job.label == "gray-box"]
     assert [job.attack.name for job in gray] == 2 * ["fgsm", "pgd", "pgd_targeted"]
@@ -94,6 +99,13 @@ def test_standard_tries_several_gradients_and_minimum_norm_attacks_in_l2(bench):
     assert suites.SUITES["standard"].defenses is None  # all that can be built
 
 
+@pytest.mark.parametrize("suite", ["standard", "adaptive"])
+def test_what_has_a_smooth_stand_in_is_attacked_through_it_and_by_pgd_through_the_identity_too(bench, suite):
+    found = _white(_jobs(bench, suite), "near")
+    assert found.pop("pgd") == {"smooth", "identity"}
+    assert set(map(frozenset, found.values())) == {frozenset({"smooth"})}
+
+
 def test_adaptive_tries_everything(bench):
     work = _jobs(bench, "adaptive")
     found = _white(work, "vqunet")
@@ -108,9 +120,9 @@ def test_adaptive_tries_everything(bench):
     }
     carried = [job for job in black if job.attack.name == "transfer"]
     assert [job.victim for job in carried] == 2 * ["other_classifier", "other_purified"]  # two radii
-    assert all([name for name, _ in job.shown] == ["none", "vqunet", "blur", "hard"] for job in carried)
+    assert all([name for name, _ in job.shown] == ["none", "vqunet", "blur", "hard", "near"] for job in carried)
     asked = [job for job in black if job.attack.name == "square"]
-    assert [job.victim for job in asked] == 2 * ["none", "vqunet", "blur", "hard"]
+    assert [job.victim for job in asked] == 2 * ["none", "vqunet", "blur", "hard", "near"]
     assert all(job.shown == ((job.victim, BLACK),) for job in asked)
 
 

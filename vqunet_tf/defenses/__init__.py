@@ -29,7 +29,7 @@ class Defense:
         the identity for it on the way back (BPDA, "Obfuscated Gradients Give a False Sense of Security", Athalye et al.
         2018, arXiv 1802.00420).
     setting: what it is and how strong, in words for a report.
-    smooth: a differentiable function close to it, whose gradient such an attacker takes before trying the identity.
+    smooth: a differentiable function close to it, whose gradient such an attacker takes as well.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Defense:
 Maker = Callable[[keras.Model, RunFolder | None], Defense]
 
 
-def _plain(name: str, purify: Purify, differentiable: bool, setting: str, near: Purify | None = None) -> Maker:
+def _plain(name: str, purify: Purify, differentiable: bool, setting: str, stand_in: Purify | None = None) -> Maker:
     """A defence that needs neither the purifier nor the folder."""
-    return lambda purifier, folder: Defense(name, purify, differentiable, setting, near)
+    return lambda purifier, folder: Defense(name, purify, differentiable, setting, stand_in)
 
 
 def _model(name: str, load: Callable[[keras.Model, RunFolder | None], keras.Model], setting: str) -> Maker:

@@ -45,7 +45,8 @@ def rounded(values: tf.Tensor) -> tf.Tensor:
     function has no 4 and jumps between two numbers; the direction of the gradient is the same.
     """
     nearest = tf.stop_gradient(tf.round(values))
-    return nearest + 4.0 * (values - nearest) ** 3
+    beside = values - nearest
+    return nearest + 4.0 * beside * beside * beside
 
 
 def jpeg(images: Any, quality: int | None = None, rounding: Rounding = rounded) -> tf.Tensor:
@@ -53,6 +54,7 @@ def jpeg(images: Any, quality: int | None = None, rounding: Rounding = rounded) 
 
     The steps of the standard (ITU-T T.81): YCbCr with colours at half resolution for three channels, each channel by
     itself for others, the cosine transform of blocks of 8x8, and its tables (annex K) scaled by quality as libjpeg does.
+    Height, width and channels must be known when it is traced.
     """
     images = tf.convert_to_tensor(images, tf.float32)
     quality = classic.strengths(images).quality if quality is None else quality
@@ -72,18 +74,23 @@ def jpeg(images: Any, quality: int | None = None, rounding: Rounding = rounded) 
 
 
 def total_variation(images: Any, weight: float | None = None, steps: int = 10) -> tf.Tensor:
-    """`classic.total_variation` by a fixed number of Chambolle's steps, through which gradients pass."""
+    """`classic.total_variation` by a fixed number of Chambolle's steps, through which gradients pass.
+
+    steps: as scikit-image counts them: the first is the image itself.
+    """
     images = tf.convert_to_tensor(images, tf.float32)
     weight = classic.strengths(images).weight if weight is None else weight
     rate = 0.25  # at most 1/4 in two dimensions (Chambolle 2004, theorem 3.1)
     down, right = tf.zeros_like(images), tf.zeros_like(images)
     found = images
-    for step in range(steps):
-        if step:
-            found = images + _divergence(down, right)
-        slope = _slope(found, 1), _slope(found, 2)
-        size = 1.0 + rate / weight * tf.sqrt(slope[0] ** 2 + slope[1] ** 2 + 1e-12)
-        down, right = (down - rate * slope[0]) / size, (right - rate * slope[1]) / size
+    for _ in range(steps - 1):
+        below = tf.pad(found[:, 1:] - found[:, :-1], [[0, 0], [0, 1], [0, 0], [0, 0]])
+        beside = tf.pad(found[:, :, 1:] - found[:, :, :-1], [[0, 0], [0, 0], [0, 1], [0, 0]])
+        size = 1.0 + rate / weight * tf.sqrt(below * below + beside * beside + 1e-12)
+        down, right = (down - rate * below) / size, (right - rate * beside) / size
+        found = images - down - right
+        found += tf.pad(down[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
+        found += tf.pad(right[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
     return found
 
 
@@ -113,24 +120,6 @@ def _scaled(table: Any, quality: int) -> tf.Tensor:
 def _padded(x: tf.Tensor, side: int) -> tf.Tensor:
     """Sides a multiple of this, the last line and column repeated."""
     for axis in (1, 2):
-        last = tf.gather(x, [x.shape[axis] - 1], axis=axis)
-        x = tf.concat([x, *[last] * (-x.shape[axis] % side)], axis=axis)
+        size = x.shape[axis]
+        x = tf.gather(x, np.minimum(np.arange(size + -size % side), size - 1), axis=axis)
     return x
-
-
-def _slope(x: tf.Tensor, axis: int) -> tf.Tensor:
-    """x[i + 1] - x[i], zero at the end."""
-    return tf.concat([_part(x, axis, 1, None) - _part(x, axis, 0, -1), tf.zeros_like(_part(x, axis, 0, 1))], axis)
-
-
-def _divergence(down: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """Minus the divergence of skimage's dual variable: -p[i] + p[i - 1] along both axes."""
-    return _back(down, 1) + _back(right, 2)
-
-
-def _back(p: tf.Tensor, axis: int) -> tf.Tensor:
-    return tf.concat([tf.zeros_like(_part(p, axis, 0, 1)), _part(p, axis, 0, -1)], axis) - p
-
-
-def _part(x: tf.Tensor, axis: int, start: int, end: int | None) -> tf.Tensor:
-    return x[:, start:end] if axis == 1 else x[:, :, start:end]

@@ -45,7 +45,8 @@ def evaluate(
     defended: a `DefendedClassifier`, a pair (purifier, classifier), or a classifier alone. The classifier is a Keras model
         `[B,H,W,C]` in [0,1] → logits; the purifier any function images → images, on tensors or on NumPy arrays. One that
         passes no gradient is attacked as if it were the identity on the way back; an attribute `differentiable` set to
-        False says that its gradient leads nowhere, an attribute `smooth` is a function close to it that passes one.
+        False says that its gradient leads nowhere, an attribute `smooth`, a function of
+        tensors close to it, is attacked through as well.
     images: `[N,H,W,C]` uint8, or floats in [0,1]. labels: `[N]` whole numbers.
     suite: `quick`, `standard`, `adaptive` or `full`. attacks, threat_models: by name, instead of those of the suite.
     epsilons: linf radii. l2_epsilons: radii of attacks that know l2 only.
@@ -132,6 +133,7 @@ class _Quiet:
     def __init__(self, layer: keras.layers.Layer):
         self.purify = layer
         self.differentiable = getattr(layer, "differentiable", True)
+        self.smooth = getattr(layer, "smooth", None)
 
     def __call__(self, images: Any) -> Any:
         return self.purify(images, training=False)

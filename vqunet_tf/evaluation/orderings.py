@@ -72,7 +72,7 @@ def white_box_beats_gray_box(outcomes: Sequence[Outcome]) -> Check | None:
 
 
 def white_box_beats_identity(outcomes: Sequence[Outcome]) -> Check | None:
-    """A gradient through the quantizers breaks what the gradient that ignores the defence (BPDA) breaks."""
+    """A gradient through the defence, or a stand-in for it, breaks what the one that ignores the defence (BPDA) breaks."""
     whites = [o for o in outcomes if o.threat_model is ThreatModel.WHITE_BOX and o.attack != CLEAN]
     through = merged(outcome for outcome in whites if outcome.variant != IDENTITY)
     pairs = [

@@ -9,7 +9,7 @@ real purifier, and whatever they craft is scored on the real chain:
     unquantized         quantizers switched off, forward and back: a smooth network with the same weights
     mismatch            another loss: away from the codes that the clean image chose
     own                 the gradient of a purifier without quantizers
-    smooth              forward through a purifier that passes none, back through a function close to it
+    smooth              forward through the whole purifier, back through a function close to it
 
 "Obfuscated Gradients Give a False Sense of Security", Athalye et al. 2018, https://arxiv.org/abs/1802.00420.
 """
@@ -43,7 +43,7 @@ class Chain:
 
     classifier: images → logits.
     purify: images → images; None is no defence. An attribute `differentiable` that is false says that its gradient
-        leads nowhere: then the identity stands in, and before it the attribute `smooth`, a function close to it, if it has one.
+        leads nowhere; an attribute `smooth` is a function of tensors close to it, with a gradient. The identity stands in for any.
 
     Attributes:
         variants: the gradients and losses by which it can be attacked, `("",)` where there is but one.
@@ -69,9 +69,8 @@ class Chain:
         if self.quantizers:
             found = (*ESTIMATORS, IDENTITY, UNQUANTIZED)
             return found if self._encoder is None else (*found, MISMATCH)
-        if getattr(self.purify, "differentiable", True):
-            return (OWN, IDENTITY)
-        return (IDENTITY,) if getattr(self.purify, "smooth", None) is None else (SMOOTH, IDENTITY)
+        has = {OWN: getattr(self.purify, "differentiable", True), SMOOTH: callable(getattr(self.purify, "smooth", None))}
+        return (*(name for name, there in has.items() if there), IDENTITY)
 
     def through(self, variant: str = "") -> Victim:
         """The victim with this gradient: a function images → logits, the same object for the same variant.
@@ -164,9 +163,8 @@ class Chain:
         def victim(images: Any) -> Any:
             images = tf.convert_to_tensor(images)
             purified = tf.cast(self.purify(tf.stop_gradient(images)), images.dtype)  # type: ignore[misc]
-            return self.classifier(
-                quantize.straight_through(stand_in(images), tf.stop_gradient(purified)), training=False
-            )
+            near = tf.cast(stand_in(images), images.dtype)
+            return self.classifier(quantize.straight_through(near, tf.stop_gradient(purified)), training=False)
 
         return victim
 
