@@ -83,7 +83,7 @@ def test_quick_follows_one_gradient(bench):
     assert [job.attack.name for job in gray] == 2 * ["fgsm", "pgd", "pgd_targeted"]
     for job in gray:  # crafted once, on the bare classifier, and shown to all
         assert job.victim == "none"
-        assert job.shown == (("none", GRAY), ("vqunet", GRAY), ("blur", GRAY), ("hard", GRAY))
+        assert job.shown == (("none", GRAY), ("vqunet", GRAY), ("blur", GRAY), ("hard", GRAY), ("near", GRAY))
     assert len(work) == 6 + 3 * 4
 
 
