@@ -84,7 +84,7 @@ def test_quick_follows_one_gradient(bench):
     for job in gray:  # crafted once, on the bare classifier, and shown to all
         assert job.victim == "none"
         assert job.shown == (("none", GRAY), ("vqunet", GRAY), ("blur", GRAY), ("hard", GRAY), ("near", GRAY))
-    assert len(work) == 6 + 3 * 4
+    assert len(work) == 6 + 4 * 4
 
 
 def test_standard_tries_several_gradients_and_minimum_norm_attacks_in_l2(bench):
