@@ -69,7 +69,10 @@ class Chain:
         if self.quantizers:
             found = (*ESTIMATORS, IDENTITY, UNQUANTIZED)
             return found if self._encoder is None else (*found, MISMATCH)
-        has = {OWN: getattr(self.purify, "differentiable", True), SMOOTH: callable(getattr(self.purify, "smooth", None))}
+        has = {
+            OWN: getattr(self.purify, "differentiable", True),
+            SMOOTH: callable(getattr(self.purify, "smooth", None)),
+        }
         return (*(name for name, there in has.items() if there), IDENTITY)
 
     def through(self, variant: str = "") -> Victim:
