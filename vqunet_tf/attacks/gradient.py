@@ -96,8 +96,8 @@ class PGD(_Iterated):
     restarts: how often to begin anew; each image keeps a restart that fools the victim, else that of the largest
         loss. `steps` are those of one restart.
     loss: `ce`, cross-entropy, or `margin`, by how much the strongest other logit exceeds that of the true class.
-    until_fooled: stop for an image at the first point that fools the victim. The accuracy of this victim comes out
-        the same (a few images that later steps would lose again count as fooled) in a fraction of the time; for another
+    until_fooled: stop for an image at the first point that fools the victim. In a fraction of the time, and images
+        that later steps would lose again count as fooled: few of a smooth victim, more of one whose answers jump; for another
         model, which only sees the images, they are weaker. So never where images crafted on one model are shown to
         another.
 

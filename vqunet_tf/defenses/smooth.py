@@ -1,8 +1,8 @@
 """What stands in, on the way back, for a defence that rounds or iterates: near it, and with a gradient that leads somewhere.
 
-An attacker who takes the identity instead (BPDA in its simplest form) finds much less: of 200 Fashion-MNIST validation images
-PGD-40 at 0.1 left 23 % behind JPEG with the identity and 2 % with this, 20 % and 7 % behind total variation. Rounding to few
-bits is not here: smoothly rounded it withstood as much.
+An attacker who takes the identity instead (BPDA in its simplest form) finds much less: of 1,000 Fashion-MNIST test images
+PGD-40 at 0.1 leaves 14.9 % behind JPEG with the identity and 0.9 % with this, 17.4 % and 5.7 % behind total variation
+(`results/fashion_mnist`). Rounding to few bits is not here: a smooth staircase did no better than the identity.
 """
 
 from __future__ import annotations
