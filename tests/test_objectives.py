@@ -150,6 +150,24 @@ class TestAdaptive:
             assert any(np.abs(found[j] - alone[j]).max() > 1e-3 for j in range(40))
         assert purifier.quantizers[0].gradient == "rotation"  # as it was set, not as the attack had it
 
+    def test_what_meets_no_quantizers_is_learned_without_them(self, classifier, images):
+        """The share of `identity` is attacked and shown with the quantizers off, the rest with them on."""
+        purifier = tiny_purifier()
+        purifier.graph(pixels.to_unit(images), training=True)
+        names = ("identity", "straight_through")
+        mixed = AdaptiveObjective(purifier, classifier, dataclasses.replace(self.settings, attack_gradients=names))
+        inputs, clean = self.inputs(images), pixels.to_unit(images)
+        seen = mixed.attack(clean, inputs)
+        quantized = np.asarray(purifier(seen))
+        outputs = mixed(inputs, training=True)
+        purifier.set_gradient("identity")
+        alone = AdaptiveObjective(purifier, classifier, self.settings)
+        np.testing.assert_allclose(np.asarray(seen)[:20], np.asarray(alone.attack(clean, inputs))[:20], atol=1e-6)
+        smooth = np.asarray(purifier(seen))
+        assert np.abs(smooth - quantized).max() > 1e-3
+        np.testing.assert_allclose(outputs["images"][:20], smooth[:20], atol=1e-6)
+        np.testing.assert_allclose(outputs["attacked"][:20], np.asarray(classifier(smooth))[:20], atol=1e-5)
+
     def test_no_radius_no_change(self, classifier, images):
         objective = AdaptiveObjective(tiny_purifier(), classifier, self.settings)
         clean = pixels.to_unit(images)

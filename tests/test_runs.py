@@ -1,14 +1,17 @@
 """Whole runs: folders, other people's classifiers, both objectives, what is kept, refused and written."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
-from vqunet_tf.config import Config
+from vqunet_tf.config import Config, PurifierConfig
 from vqunet_tf.errors import UserError
+from vqunet_tf.models import VQUNet
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder, load_model
-from vqunet_tf.training import adversaries, fit, optimizers
+from vqunet_tf.training import adversaries, fit, given, optimizers
 
 
 def tiny(**changes):
@@ -39,8 +42,10 @@ def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path):
         fit.train(tiny(**{"purifier.num_embeddings": [8, 8, 8]}), RunFolder(tmp_path / "run"), say=print)
     with pytest.raises(UserError, match="unknown configuration training.gradient 'true'"):
         fit.train(tiny(**{"training.gradient": "true"}), RunFolder(tmp_path / "run"), say=print)
-    with pytest.raises(UserError, match="unknown configuration training.attack_gradients 'identity'"):
-        fit.train(tiny(**{"training.attack_gradients": ("soft", "identity")}), RunFolder(tmp_path / "run"), say=print)
+    with pytest.raises(UserError, match="unknown configuration training.gradient 'identity'"):
+        fit.train(tiny(**{"training.gradient": "identity"}), RunFolder(tmp_path / "run"), say=print)
+    with pytest.raises(UserError, match="attack_gradients: expected another beside identity"):
+        fit.train(tiny(**{"training.attack_gradients": ("identity",)}), RunFolder(tmp_path / "run"), say=print)
     assert not (tmp_path / "run").exists()
 
 
@@ -169,6 +174,24 @@ def test_the_adaptive_objective_starts_from_a_purifier_and_writes_curves(tmp_pat
     with pytest.raises(UserError, match=r"its widths is \(8, 16\), the configuration has \(8, 24\)"):
         other = tiny(**changes, **{"purifier.widths": [8, 24]})
         fit.train(other, RunFolder(tmp_path / "third"), say=silent)
+
+
+def test_a_purifier_to_begin_with_may_get_other_code_books(tmp_path):
+    """As many numbers at each place: all layers but the code books are taken over, those are placed by the first batch."""
+    old = VQUNet(widths=(4, 4), num_embeddings=8, embedding_dim=8, groups=(2, 1), channels=1)
+    old.graph(np.random.default_rng(0).random((4, 8, 8, 1), "float32"), training=True)
+    old.save(tmp_path / "old.keras")
+    settings = PurifierConfig(widths=(4, 4), num_embeddings=(16,), embedding_dim=(2,), groups=(8, 4))
+    new = given.start_of(tmp_path / "old.keras", settings, 1)
+    assert [quantizer.num_embeddings for quantizer in new.quantizers] == [16, 16]
+    assert all(float(quantizer.steps) == 0.0 for quantizer in new.quantizers)
+    layers = {layer.name: layer.get_weights() for layer in old.graph.layers}
+    for layer in new.graph.layers:
+        if not layer.name.startswith("quantizer"):
+            for one, two in zip(layer.get_weights(), layers[layer.name], strict=True):
+                np.testing.assert_array_equal(one, two)
+    with pytest.raises(UserError, match=r"\(16, 8\) numbers pass.* the configuration has \(8, 8\)"):
+        given.start_of(tmp_path / "old.keras", dataclasses.replace(settings, groups=(4, 4)), 1)
 
 
 def test_adversaries_are_crafted_anew_when_asked(tmp_path):

@@ -126,6 +126,21 @@ class TestAdversaries:
             found = guide.predict_on_batch(crafted / 255.0)["logits"].argmax(axis=1)
             assert np.mean(found == labels) < 0.7
 
+    @pytest.mark.parametrize("first", [False, True])
+    def test_an_image_may_stay_at_the_first_step_that_fools(self, first):
+        """A victim that is wrong in a narrow band of grey only: the second of five steps lies in it, the last beyond."""
+
+        def guide(x):
+            grey = keras.ops.mean(x, axis=(1, 2, 3))
+            wrong = keras.ops.stop_gradient(keras.ops.cast((grey > 0.565) & (grey < 0.59), "float32"))
+            logits = keras.ops.stack([2.0 - grey - 3.0 * wrong, grey - 1.0], axis=-1)
+            return {"logits": logits, "features": logits}
+
+        images, labels = np.full((3, 8, 8, 1), 128, "uint8"), np.zeros(3, "int64")
+        crafted = adversaries.pgd(guide, images, labels, 0.1, 5, False, seed=0, batch_size=2, first=first)
+        right = np.asarray(guide(pixels.to_unit(crafted))["logits"]).argmax(axis=1) == 0
+        np.testing.assert_array_equal(right, not first)
+
 
 class TestAnswers:
     def make(self, images, guide, folder, stop=lambda: None):

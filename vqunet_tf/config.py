@@ -123,10 +123,12 @@ class TrainingConfig:
     pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
     final_pixel_weight, pixel_fade: what the first of them has become, by equal factors a step, after that share of all
         steps; None leaves it as it is (gray_box).
-    start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective.
+    start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective. Its code books may be of another
+        size, if embedding_dim times groups is the same.
     attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
-    attack_gradients: what passes them in the attack in the loop, each for its share of a batch; none is `gradient` (adaptive).
+    attack_gradients: what passes them in the attack in the loop and while its images are learned, each for its share of a
+        batch; `identity` switches the quantizers off for its share; none is `gradient` (adaptive).
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon` (adaptive).
     average: share of the steps over which weights are averaged, exponentially; 0 keeps the last ones.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ def pgd(
     targeted: bool,
     seed: int,
     batch_size: int,
+    first: bool = False,
 ) -> np.ndarray:
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), to choose between epochs on validation images.
 
@@ -70,11 +71,14 @@ def pgd(
 
     Args:
         images: uint8 [N, H, W, C]. labels: [N].
+        first: an image stays at the first step that is misclassified, not only the last one counts: the answers of a chain
+            with quantizers jump, and a later step may be right again.
 
     Returns:
         uint8 [N, H, W, C].
     """
     ascend = ascent(guide)
+    look = backend.compiled(lambda x: guide(pixels.to_unit(x)))
     rng = np.random.default_rng(seed)
 
     def attack(batch: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -86,7 +90,13 @@ def pgd(
         radius = np.full((len(batch), 1, 1, 1), epsilon, "float32")
         noise = radius * rng.uniform(-1.0, 1.0, size=batch.shape).astype("float32") * (steps > 1)
         settings = (radius, radius * np.float32(2.5 / steps), pull, np.zeros(len(batch), "float32"))
-        return _climb(ascend, clean, noise, steps, 0.0, settings, reference["features"])
+        found = _climb(ascend, clean, noise, steps, 0.0, settings, reference["features"])
+        crafted, right = batch, np.ones(len(batch), bool)
+        for x in found:
+            crafted = np.where(right[:, None, None, None], pixels.to_uint8(x), crafted)
+            if first:
+                right &= ops.convert_to_numpy(look(crafted)["logits"]).argmax(axis=-1) == true
+        return crafted
 
     return _in_batches(attack, batch_size, lambda done: None, images, labels)
 
@@ -146,7 +156,8 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
     # A random start always where the aim is distance: at the clean image its gradient is zero.
     spread = np.where((aim == 2) | (rng.random(size) < 0.5), 0.5, 0.0).astype("float32")[:, None, None, None]
     settings = (radius, alpha, attract - repel, (aim == 2).astype("float32"))
-    return _climb(ascend, clean, radius * spread * noise, steps, decay, settings, reference["features"])
+    found = _climb(ascend, clean, radius * spread * noise, steps, decay, settings, reference["features"])
+    return pixels.to_uint8(list(found)[-1])
 
 
 _LEAST_GRADIENT = 1e-30  # below it there is none to follow
@@ -176,15 +187,15 @@ def _climb(
     decay: float,
     settings: tuple[Any, ...],
     features: Any,
-) -> np.ndarray:
-    """Takes `steps` from clean + start, each keeping `decay` of the gradients before it, and returns bytes."""
+) -> Iterator[Any]:
+    """Takes `steps` from clean + start, each keeping `decay` of the gradients before it, and gives the images after each."""
     settings = tuple(ops.convert_to_tensor(part) for part in settings)
     reference = ops.cast(features, "float32")
     x = ops.clip(clean + ops.convert_to_tensor(start), 0.0, 1.0)
     velocity, kept = ops.zeros_like(x), ops.convert_to_tensor(decay, "float32")
     for _ in range(steps):
         x, velocity = ascend(x, velocity, kept, clean, *settings, reference)
-    return pixels.to_uint8(x)
+        yield x
 
 
 def _in_batches(

@@ -14,11 +14,13 @@ from vqunet_tf import runs
 from vqunet_tf.config import Config, PurifierConfig
 from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import VQUNet, classifiers
-from vqunet_tf.models.vector_quantizer import GRADIENTS
+from vqunet_tf.models.vector_quantizer import GRADIENTS, VectorQuantizer
 from vqunet_tf.training import devices
 
 OBJECTIVES = ("gray_box", "adaptive")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+_CODES = ("num_embeddings", "embedding_dim", "groups")
 
 
 def refuse_impossible(config: Config) -> None:
@@ -26,10 +28,15 @@ def refuse_impossible(config: Config) -> None:
     training = config.training
     choice("objective", training.objective, OBJECTIVES)
     choice("precision", training.precision, PRECISIONS)
-    # Not the identity: it lets vectors through unquantized, and nothing would learn to live with the codes.
-    for setting, names in (("gradient", [training.gradient]), ("attack_gradients", training.attack_gradients)):
-        for name in names:
-            choice(f"configuration training.{setting}", name, [known for known in GRADIENTS if known != "identity"])
+    quantized = [name for name in GRADIENTS if name != "identity"]
+    choice("configuration training.gradient", training.gradient, quantized)
+    for name in training.attack_gradients:
+        choice("configuration training.attack_gradients", name, GRADIENTS)
+    if set(training.attack_gradients) == {"identity"}:
+        raise UserError(
+            "configuration training.attack_gradients: expected another beside identity, which switches the quantizers off: "
+            f"nothing would learn to live with the codes; add one of {', '.join(quantized)}"
+        )
     replicas = devices.replicas(training.strategy)
     for name in ("accumulate", "steps_per_execution"):
         if replicas > 1 and getattr(training, name) > 1:
@@ -67,18 +74,35 @@ def classifier_of(config: Config, images: np.ndarray, say: Callable[[str], Any])
 
 
 def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
-    """The purifier to begin with, of the sizes that are asked for."""
+    """The purifier to begin with, of the sizes that are asked for.
+
+    Code books may be of another size, if as many numbers pass them: then they are placed anew by the first batch.
+    """
     purifier = runs.load_model(path)
     expected = {**dataclasses.asdict(settings), "channels": channels}
     if not isinstance(purifier, VQUNet):
         raise UserError(f"training.start {path}: expected a VQUNet, got a {type(purifier).__name__}")
-    wanted = VQUNet(**expected).get_config()
-    found_there = purifier.get_config()
+    wanted = VQUNet(**expected)
+    asked, there = wanted.get_config(), purifier.get_config()
     for name in expected:
-        found = found_there[name]
-        if name not in ("commitment_cost", "decay") and wanted[name] != found:
+        if name not in ("commitment_cost", "decay", *_CODES) and asked[name] != there[name]:
             raise UserError(
-                f"training.start {path}: its {name} is {found!r}, the configuration has {wanted[name]!r}: "
+                f"training.start {path}: its {name} is {there[name]!r}, the configuration has {asked[name]!r}: "
                 f"give --set=purifier.{name}=... as it is there"
             )
-    return purifier
+    if all(asked[name] == there[name] for name in _CODES):
+        return purifier
+    numbers, known = (
+        tuple(dim * groups for dim, groups in zip(config["embedding_dim"], config["groups"], strict=True))
+        for config in (asked, there)
+    )
+    if numbers != known:
+        raise UserError(
+            f"training.start {path}: {known} numbers pass its code books at a place of each level (embedding_dim times groups), "
+            f"the configuration has {numbers}: give --set=purifier.embedding_dim=... and purifier.groups=... with the same products"
+        )
+    layers = {layer.name: layer for layer in purifier.graph.layers}
+    for layer in wanted.graph.layers:
+        if not isinstance(layer, VectorQuantizer):
+            layer.set_weights(layers[layer.name].get_weights())
+    return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -133,7 +134,9 @@ class AdaptiveObjective(Objective):
       + codebook_weight * sum over levels of the quantizer losses
 
     The attack climbs the cross-entropy, with the gradient the quantizers are set to pass (`VQUNet.set_gradient`), or with
-    each of `attack_gradients` for an equal part of the batch: a chain attacked in one way only learns to hide from it.
+    each of `attack_gradients` for an equal part of the batch, which is then learned with it too. `identity` switches the
+    quantizers off for its part: the attack follows the true gradient there, from which nothing can hide. Attacked through
+    its quantizers alone the chain learns to make that gradient useless, and little else.
     """
 
     def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
@@ -156,21 +159,32 @@ class AdaptiveObjective(Objective):
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         clean = pixels.to_unit(inputs["clean"])
         seen = ops.stop_gradient(self.attack(clean, inputs)) if training else clean
-        result = self._through(seen, training)
-        outputs = {"images": result["images"], "attacked": result["logits"], "codebook": result["loss"]}
-        outputs["logits"] = self._through(clean, False)["logits"] if self.trades else result["logits"]
-        return outputs
+        parts = self._each(lambda part: self._learn(clean[part], seen[part], training), clean)
+        codebook = sum(part.pop("codebook") for part in parts) / len(parts)
+        return {**{name: ops.concatenate([part[name] for part in parts]) for name in parts[0]}, "codebook": codebook}
 
     def attack(self, clean: Any, inputs: dict[str, Any]) -> Any:
         """Adversarial images [B, H, W, C] against the chain as it stands, within epsilon and [0, 1]."""
         given = (clean, inputs["start"], inputs["epsilon"], inputs["label"])
-        size, number = ops.shape(clean)[0], len(self.gradients)
-        found = []
+        return ops.concatenate(self._each(lambda part: self._climb(*(array[part] for array in given)), clean))
+
+    def _each(self, function: Callable[[slice], Any], images: Any) -> list[Any]:
+        """What a function gives for each gradient's share of a batch, while the quantizers pass that gradient."""
+        size, number, found = ops.shape(images)[0], len(self.gradients), []
         for i, name in enumerate(self.gradients):
-            part = slice(i * size // number, (i + 1) * size // number)
             with passing(self.purifier.quantizers, name):
-                found.append(self._climb(*(array[part] for array in given)))
-        return ops.concatenate(found)
+                found.append(function(slice(i * size // number, (i + 1) * size // number)))
+        return found
+
+    def _learn(self, clean: Any, seen: Any, training: bool) -> dict[str, Any]:
+        result = self._through(seen, training)
+        logits = self._through(clean, False)["logits"] if self.trades else result["logits"]
+        return {
+            "images": result["images"],
+            "attacked": result["logits"],
+            "logits": logits,
+            "codebook": result["loss"],
+        }
 
     def _climb(self, clean: Any, start: Any, epsilon: Any, label: Any) -> Any:
         def loss(x: Any) -> Any:

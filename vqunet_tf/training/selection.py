@@ -105,7 +105,7 @@ def renewed(
     seed: int,
     rule: str,
 ) -> dict[str, Attacked]:
-    """Attacks on the whole chain as it stands when they are asked for.
+    """Attacks on the whole chain as it stands when they are asked for; an image is lost at the first step that is misclassified.
 
     rule: `best` has untargeted and targeted PGD, with the gradient the quantizers are set to pass; `worst` untargeted
         PGD with that of soft codes too, from which a chain trained on another gradient may hide.
@@ -117,7 +117,7 @@ def renewed(
                 logits = defended(x, training=False)
             return {"logits": logits, "features": logits}
 
-        return lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH)
+        return lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH, first=True)
 
     found = {"untargeted": attack(False), "targeted": attack(True)}
     return {**found, "soft": attack(False, "soft")} if rule == "worst" else found
