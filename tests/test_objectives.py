@@ -168,6 +168,33 @@ class TestAdaptive:
         np.testing.assert_allclose(outputs["images"][:20], smooth[:20], atol=1e-6)
         np.testing.assert_allclose(outputs["attacked"][:20], np.asarray(classifier(smooth))[:20], atol=1e-5)
 
+    def test_a_head_on_the_bottleneck(self, classifier, images):
+        """Its loss by hand; attacked itself it is fooled by more than by what was made to fool the chain."""
+        purifier = tiny_purifier()
+        purifier.graph(pixels.to_unit(images), training=True)
+        settings = dataclasses.replace(self.settings, head_weight=7.0)
+        objective = AdaptiveObjective(purifier, classifier, settings)
+        inputs, clean = self.inputs(images), pixels.to_unit(images)
+        outputs = objective(inputs)
+        kernel, bias = objective.head.get_weights()
+        seen = np.maximum(np.asarray(purifier.graph(clean)["bottleneck"]), 0.0).mean(axis=(1, 2))
+        expected = 7 * -log_softmax(seen @ kernel + bias)[np.arange(40), inputs["label"]].mean()
+        plain = AdaptiveObjective(purifier, classifier, self.settings)
+        without = float(plain.compute_loss(inputs, None, plain(inputs)))
+        assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(without + expected, rel=1e-4)
+        assert any(variable is objective.head.kernel for variable in objective.trainable_variables)
+
+        def loss(x):
+            logits = objective._glance(purifier.graph(x))
+            return -log_softmax(logits)[np.arange(40), inputs["label"]].mean()
+
+        attacked = objective.attack(clean, inputs)
+        own = AdaptiveObjective(purifier, classifier, dataclasses.replace(settings, attack_on="head"))
+        own.head.set_weights(objective.head.get_weights())
+        aimed = own.attack(clean, inputs)
+        assert np.abs(np.asarray(aimed) - np.asarray(clean)).max() <= 0.1 + 1e-6
+        assert loss(aimed) > max(loss(clean), loss(attacked))
+
     def test_no_radius_no_change(self, classifier, images):
         objective = AdaptiveObjective(tiny_purifier(), classifier, self.settings)
         clean = pixels.to_unit(images)

@@ -44,6 +44,8 @@ def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path):
         fit.train(tiny(**{"training.gradient": "true"}), RunFolder(tmp_path / "run"), say=print)
     with pytest.raises(UserError, match="unknown configuration training.gradient 'identity'"):
         fit.train(tiny(**{"training.gradient": "identity"}), RunFolder(tmp_path / "run"), say=print)
+    with pytest.raises(UserError, match="attack_on: expected chain where head_weight is 0"):
+        tiny(**{"training.attack_on": "head"})
     with pytest.raises(UserError, match="attack_gradients: expected another beside identity"):
         fit.train(tiny(**{"training.attack_gradients": ("identity",)}), RunFolder(tmp_path / "run"), say=print)
     assert not (tmp_path / "run").exists()

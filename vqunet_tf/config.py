@@ -129,6 +129,9 @@ class TrainingConfig:
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
     attack_gradients: what passes them in the attack in the loop and while its images are learned, each for its share of a
         batch; `identity` switches the quantizers off for its share; none is `gradient` (adaptive).
+    head_weight: of the cross-entropy of a linear classifier on the bottleneck, which learns beside the purifier; 0 leaves it out
+        (adaptive).
+    attack_on: `chain` or `head`, what the attack in the loop climbs (adaptive).
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon` (adaptive).
     average: share of the steps over which weights are averaged, exponentially; 0 keeps the last ones.
@@ -163,6 +166,8 @@ class TrainingConfig:
     attack_step_size: float = 0.75
     gradient: str = "straight_through"
     attack_gradients: tuple[str, ...] = ()
+    head_weight: float = 0.0
+    attack_on: str = "chain"
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02
@@ -182,9 +187,16 @@ class TrainingConfig:
         _at_least(self, 1, "epochs", "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")
         _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup", "muon")
-        _at_least(self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades")
+        _at_least(
+            self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
+        )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
         choice("configuration training.selection", self.selection, SELECTIONS)
+        choice("configuration training.attack_on", self.attack_on, ("chain", "head"))
+        if self.attack_on == "head" and not self.head_weight:
+            raise UserError(
+                "configuration training.attack_on: expected chain where head_weight is 0, got head: there is none"
+            )
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(
                 "configuration training.final_pixel_weight: expected it and pixel_weight above 0, got "

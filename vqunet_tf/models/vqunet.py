@@ -46,7 +46,8 @@ class VQUNet(keras.Model):
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
-            int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar) and `perplexity` (per level).
+            int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level) and
+            `bottleneck` (what the decoder begins with, [B, h, w, widths[-1]]).
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class VQUNet(keras.Model):
                 outputs["perplexity"][f"level_{level}"] = result["perplexity"]
             return parts.convolution(z, widths[level], f"from_codes_{level}", kernel=1)
 
-        h = bottle(depth - 1)
+        h = outputs["bottleneck"] = bottle(depth - 1)
         for i in reversed(range(depth)):
             if i < depth - 1:
                 h = parts.up(h, widths[i], f"up_{i}")
