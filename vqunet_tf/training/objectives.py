@@ -162,7 +162,8 @@ class AdaptiveObjective(Objective):
         self.gradients = config.attack_gradients or (None,)
         self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
-        self.head, self.attacks_head = None, config.attack_on == "head"
+        self.head: Any = None
+        self.attacks_head = config.attack_on == "head"
         if config.head_weight:
             self.head = keras.layers.Dense(classifier.output_shape[-1], dtype="float32", name="head")
             self.head.build((None, purifier.widths[-1]))
