@@ -17,7 +17,7 @@ _SETTING = {
 _HONEST = {
     "gray_box": "It is trained for an attacker who knows only the classifier and does not withstand one who knows the purifier: "
     "**do not call it robust**.",
-    "adaptive": "It is trained adversarially through the whole chain and pays for that with clean accuracy; only white-box rows "
+    "adaptive": "It is trained on attacks that see the purifier and pays for that with clean accuracy; only white-box rows "
     "say what it withstands.",
 }
 
@@ -105,8 +105,9 @@ def _recipe(config: Config) -> str:
     ]
     if training.objective == "adaptive":
         gradients = " and ".join(training.attack_gradients or (training.gradient,))
+        on = "a linear head at the bottleneck" if training.attack_on == "head" else "the whole chain"
         parts.append(
-            f"{training.attack_steps} attack steps in the loop through {gradients}, radius {attack.epsilon:.4g}"
+            f"{training.attack_steps} attack steps in the loop on {on} through {gradients}, radius {attack.epsilon:.4g}"
         )
     else:
         parts.append(

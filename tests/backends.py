@@ -69,6 +69,13 @@ def main(folder: Path) -> None:
         "epsilon": np.full((16, 1, 1, 1), 0.1, "float32"),
     }
     results["losses adaptive"] = steps(objective, inputs)
+    shares = TrainingConfig(
+        attack_steps=2, attack_gradients=("identity", "straight_through"), head_weight=1.0, attack_on="head"
+    )
+    objective = AdaptiveObjective(defended.purifier, defended.classifier, shares)
+    head = np.random.default_rng(2).normal(size=objective.head.kernel.shape).astype("float32")
+    objective.head.set_weights([head, np.zeros(head.shape[1], "float32")])
+    results["losses head"] = steps(objective, inputs)
     train_a_run(folder)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -23,6 +24,7 @@ INSTALLED = [name for name in ("jax", "torch") if importlib.util.find_spec(name)
 def found(tmp_path_factory):
     """Backend -> what tests/backends.py found with the model that this process (TensorFlow) saved."""
     folder = tmp_path_factory.mktemp("backends")
+    keras.utils.set_random_seed(0)
     purifier = VQUNet(widths=(8, 12), num_embeddings=(16, 32), embedding_dim=(4, 6), channels=3)
     images = np.random.default_rng(1).random((16, 16, 16, 3), dtype="float32")
     purifier.graph(images, training=True)  # codes where a first batch puts them

@@ -166,6 +166,10 @@ class TestAdaptive:
         smooth = np.asarray(purifier(seen))
         assert np.abs(smooth - quantized).max() > 1e-3
         np.testing.assert_allclose(outputs["images"][:20], smooth[:20], atol=1e-6)
+        np.testing.assert_allclose(mixed(inputs)["images"][:20], np.asarray(purifier(clean))[:20], atol=1e-6)
+        purifier.set_gradient("straight_through")
+        expected = np.asarray(purifier(clean))[20:]
+        np.testing.assert_allclose(mixed(inputs)["images"][20:], expected, atol=1e-6)
         np.testing.assert_allclose(outputs["attacked"][:20], np.asarray(classifier(smooth))[:20], atol=1e-5)
 
     def test_a_head_on_the_bottleneck(self, classifier, images):

@@ -8,7 +8,8 @@ import pytest
 
 from vqunet_tf.config import Config, PurifierConfig
 from vqunet_tf.errors import UserError
-from vqunet_tf.models import VQUNet
+from vqunet_tf.models import VectorQuantizer, VQUNet
+from vqunet_tf.models.vector_quantizer import passing
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder, load_model
 from vqunet_tf.training import adversaries, fit, given, optimizers
@@ -47,7 +48,13 @@ def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="attack_on: expected chain where head_weight is 0"):
         tiny(**{"training.attack_on": "head"})
     with pytest.raises(UserError, match="attack_gradients: expected another beside identity"):
-        fit.train(tiny(**{"training.attack_gradients": ("identity",)}), RunFolder(tmp_path / "run"), say=print)
+        alone = {"training.objective": "adaptive", "training.attack_gradients": ("identity",)}
+        fit.train(tiny(**alone), RunFolder(tmp_path / "run"), say=print)
+    with pytest.raises(
+        UserError, match="batch_size: expected an image for each of 3 attack_gradients on each of 1 replicas, got 2"
+    ):
+        several = {"training.attack_gradients": ("identity", "soft", "rotation"), "training.batch_size": 2}
+        fit.train(tiny(**{"training.objective": "adaptive", **several}), RunFolder(tmp_path / "run"), say=print)
     assert not (tmp_path / "run").exists()
 
 
@@ -242,3 +249,30 @@ def test_a_diverging_run_stops_and_says_where(tmp_path):
     with pytest.raises(UserError, match="diverged: loss is inf at step 1, epoch 1"):
         fit.train(config, RunFolder(tmp_path / "run"), say=silent)
     assert (tmp_path / "run" / "classifier.keras").exists()
+
+
+def test_each_replica_switches_its_quantizers_off_for_itself():
+    """Replicas are traced in threads that take turns wherever they sum over one another, as a quantizer does in training."""
+    tf = pytest.importorskip("tensorflow")
+    strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
+    rows = np.random.default_rng(0).normal(size=(8, 2)).astype("float32")
+    with strategy.scope():
+        quantizers = [VectorQuantizer(4, 2), VectorQuantizer(4, 2)]
+        for quantizer in quantizers:
+            quantizer.build((None, 2))
+
+    @tf.function
+    def step():
+        found = []
+        for name in ("identity", "straight_through"):
+            with passing(quantizers, name):
+                found += [quantizer(rows, training=True)["quantized"] for quantizer in quantizers]
+        return found
+
+    results = [strategy.experimental_local_results(each) for each in strategy.run(step)]
+    assert len(results[0]) == strategy.num_replicas_in_sync > 1
+    for off, on in ((results[0], results[2]), (results[1], results[3])):
+        for one, two in zip(off, on, strict=True):
+            np.testing.assert_allclose(one, rows)
+            assert np.abs(np.asarray(two) - rows).max() > 0.1
+    assert {quantizer.gradient for quantizer in quantizers} == {"straight_through"}

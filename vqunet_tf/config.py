@@ -123,7 +123,7 @@ class TrainingConfig:
     pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
     final_pixel_weight, pixel_fade: what the first of them has become, by equal factors a step, after that share of all
         steps; None leaves it as it is (gray_box).
-    start: a purifier.keras to begin with, such as a gray-box one for the adaptive objective. Its code books may be of another
+    start: a purifier.keras to begin with, such as one attacked on its head, to be attacked on the chain. Its code books may be of another
         size, if embedding_dim times groups is the same.
     attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.

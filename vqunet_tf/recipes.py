@@ -98,7 +98,8 @@ _PRESETS: dict[str, Config] = {
 }
 
 _ADAPTIVE: dict[str, Any] = {
-    # Through skip connections perturbations pass the decoder, to a classifier that never learned to resist.
+    # None with three levels: through skip connections perturbations pass the decoder, to a classifier that never learned to
+    # resist. So `vqvae` is the same network, and `unet` the one with all skip connections.
     "purifier.finest_skip": 2,
     # Fine code books, 3.5 bits a number: with coarse ones (9 bits for 8 or 16 numbers) a small step of the attacker makes the
     # decoder's input jump, and one of many jumps fools.
@@ -117,8 +118,8 @@ _ADAPTIVE: dict[str, Any] = {
     "training.attack_gradients": ("identity", "straight_through"),
     "training.selection": "last",
 }
-# Each as its gray-box preset but for these and for the groups, with which as many numbers pass the bottleneck. Of these that for
-# Fashion-MNIST was run to its end, and then two more epochs attacked on the chain (docs/training.md).
+# Each as its gray-box preset but for these and for the groups: 32 numbers (16 for digits) pass the bottleneck. Of these only
+# that for Fashion-MNIST was run to its end.
 _PRESETS |= {
     "digits_adaptive": _PRESETS["digits"].replace(
         {**_ADAPTIVE, "purifier.groups": (8,), "training.epochs": 20, "attack.epsilon": 0.1}
@@ -134,7 +135,7 @@ _PRESETS |= {
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "unet": {"quantize": False, "skips": True},
+    "unet": {"quantize": False, "skips": True, "finest_skip": 0},
     "vqvae": {"quantize": True, "skips": False},
     "dae": {"quantize": False, "skips": False},
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import contextvars
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -16,6 +17,9 @@ CODEBOOKS = ("ema", "gradient")
 DISTANCES = ("euclidean", "cosine")
 GRADIENTS = ("straight_through", "rotation", "soft", "identity")
 INITS = ("kmeans", "uniform")
+
+# Layer → the estimator that it passes for now. Not an attribute of the layer: replicas are traced in threads that take turns.
+_PASSING: contextvars.ContextVar[Mapping[int, str] | None] = contextvars.ContextVar("passing", default=None)
 
 _SAMPLES_PER_CODE = 4  # rows of the first batch per code, for k-means
 
@@ -149,7 +153,7 @@ class VectorQuantizer(keras.layers.Layer):
     @property
     def gradient(self) -> str:
         """Name of the gradient estimator."""
-        return self._gradient
+        return (_PASSING.get() or {}).get(id(self), self._gradient)
 
     @gradient.setter
     def gradient(self, name: str) -> None:
@@ -288,15 +292,13 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def passing(quantizers: Iterable[VectorQuantizer], gradient: str | None) -> Iterator[None]:
-    """Sets the gradient estimator of quantizers, and sets it back; None leaves them alone.
+    """Has quantizers pass this gradient estimator within the block, in this thread only; None leaves them alone.
 
     A layer reads its estimator while it is traced: what is compiled inside gets this one for good.
     """
-    before = [(layer, layer.gradient) for layer in quantizers]
+    chosen = {} if gradient is None else {id(layer): gradient for layer in quantizers}
+    token = _PASSING.set({**(_PASSING.get() or {}), **chosen})
     try:
-        for layer, old in before:
-            layer.gradient = old if gradient is None else gradient
         yield
     finally:
-        for layer, old in before:
-            layer.gradient = old
+        _PASSING.reset(token)

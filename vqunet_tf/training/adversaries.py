@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -157,7 +158,7 @@ def _attack(guide: Guide, ascend: Callable[..., Any], batch: np.ndarray, config:
     spread = np.where((aim == 2) | (rng.random(size) < 0.5), 0.5, 0.0).astype("float32")[:, None, None, None]
     settings = (radius, alpha, attract - repel, (aim == 2).astype("float32"))
     found = _climb(ascend, clean, radius * spread * noise, steps, decay, settings, reference["features"])
-    return pixels.to_uint8(list(found)[-1])
+    return pixels.to_uint8(collections.deque(found, maxlen=1).pop())
 
 
 _LEAST_GRADIENT = 1e-30  # below it there is none to follow

@@ -32,12 +32,17 @@ def refuse_impossible(config: Config) -> None:
     choice("configuration training.gradient", training.gradient, quantized)
     for name in training.attack_gradients:
         choice("configuration training.attack_gradients", name, GRADIENTS)
-    if set(training.attack_gradients) == {"identity"}:
+    if training.objective == "adaptive" and config.purifier.quantize and set(training.attack_gradients) == {"identity"}:
         raise UserError(
             "configuration training.attack_gradients: expected another beside identity, which switches the quantizers off: "
             f"nothing would learn to live with the codes; add one of {', '.join(quantized)}"
         )
     replicas = devices.replicas(training.strategy)
+    if training.objective == "adaptive" and training.batch_size // replicas < len(training.attack_gradients):
+        raise UserError(
+            f"configuration training.batch_size: expected an image for each of {len(training.attack_gradients)} attack_gradients on "
+            f"each of {replicas} replicas, got {training.batch_size}"
+        )
     for name in ("accumulate", "steps_per_execution"):
         if replicas > 1 and getattr(training, name) > 1:
             raise UserError(

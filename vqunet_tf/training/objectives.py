@@ -142,7 +142,8 @@ class AdaptiveObjective(Objective):
     The attack climbs the cross-entropy, with the gradient the quantizers are set to pass (`VQUNet.set_gradient`), or with
     each of `attack_gradients` for an equal part of the batch, which is then learned with it too. `identity` switches the
     quantizers off for its part: the attack follows the true gradient there, from which nothing can hide. Attacked through
-    its quantizers alone the chain learns to make that gradient useless, and little else.
+    its quantizers alone the chain learns to make that gradient useless, and little else. A code book moves after each share:
+    with two gradients twice a step, so that its moving averages and dead codes age twice as fast.
     """
 
     def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
@@ -172,7 +173,9 @@ class AdaptiveObjective(Objective):
         clean = pixels.to_unit(inputs["clean"])
         seen = ops.stop_gradient(self.attack(clean, inputs)) if training else clean
         parts = self._each(lambda part: self._learn(clean[part], seen[part], training), clean)
-        codebook = sum(part.pop("codebook") for part in parts) / len(parts)
+        shares = [part["images"].shape[0] or ops.shape(part["images"])[0] for part in parts]
+        codebook = sum(ops.cast(n, "float32") * part.pop("codebook") for n, part in zip(shares, parts, strict=True))
+        codebook = codebook / ops.cast(sum(shares), "float32")
         return {**{name: ops.concatenate([part[name] for part in parts]) for name in parts[0]}, "codebook": codebook}
 
     def attack(self, clean: Any, inputs: dict[str, Any]) -> Any:
