@@ -137,11 +137,11 @@ class AdaptiveObjective(Objective):
 
     The head h, of the mean over all places, learns beside the purifier and is then thrown away: to what the encoder should
     keep it is a shorter way than the decoder and a classifier that was never trained to resist. With `attack_on="head"` the
-    attack climbs the cross-entropy of h instead, at a fraction of the cost.
+    attack climbs the cross-entropy of h instead, which leaves decoder and classifier out.
 
     The attack climbs the cross-entropy, with the gradient the quantizers are set to pass (`VQUNet.set_gradient`), or with
     each of `attack_gradients` for an equal part of the batch, which is then learned with it too. `identity` switches the
-    quantizers off for its part: the attack follows the true gradient there, from which nothing can hide. Attacked through
+    quantizers off for its part: the attack follows the true gradient of a smooth network there. Attacked through
     its quantizers alone the chain learns to make that gradient useless, and little else. A code book moves after each share:
     with two gradients twice a step, so that its moving averages and dead codes age twice as fast.
     """
