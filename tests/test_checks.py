@@ -492,6 +492,7 @@ def test_a_sound_chain_raises_no_suspicion(problem):
         "large_epsilon_succeeds",
         "unbounded_attack_succeeds",
         "falls_without_quantizers",
+        "quantizers_hide_nothing",
         "gradients_match_differences",
     }
     detail = found["gradients_match_differences"].detail
@@ -583,14 +584,15 @@ def test_the_probed_budget_is_the_one_that_tells_most():
 
 
 class _Invented(probes.Probe):
-    """A probe whose results are made up: which share is right, by steps and radius."""
+    """A probe whose results are made up: which share is right, by the attack (and by whether the quantizers are off)."""
 
     def __init__(self, share):
         super().__init__(np.zeros((200, 1, 1, 1), np.float32), np.zeros(200, np.int32))
         object.__setattr__(self, "share", share)
 
     def right(self, victim, attack):
-        return np.arange(200) < 200 * self.share(attack)
+        off = (victim is _SUBJECT.unquantized,) if self.share.__code__.co_argcount > 1 else ()
+        return np.arange(200) < 200 * self.share(attack, *off)
 
     def correct(self, victim, images):
         return np.ones(200, bool)
@@ -639,6 +641,18 @@ _BUDGET = Threat("linf", 0.1)
             lambda attack: 0.5 if attack.threat == _BUDGET else 0.0,  # trained to resist, but not more
             lambda attack: 0.2,
         ),
+        (
+            probes.quantizers_hide_nothing,
+            ([(_SUBJECT, _BUDGET)], 20),
+            lambda attack, off: 0.5 - 0.05 * off,
+            lambda attack, off: 0.5 - 0.2 * off,
+        ),
+        (
+            probes.quantizers_hide_nothing,
+            ([(_SUBJECT, _BUDGET)], 20),
+            lambda attack, off: 0.5 + 0.2 * off,  # more without them hides nothing
+            lambda attack, off: 0.2 * (not off),
+        ),
     ],
 )
 def test_each_probe_passes_what_is_fine_and_fails_what_is_not(check, arguments, fine, wrong):
@@ -651,7 +665,9 @@ def test_each_probe_passes_what_is_fine_and_fails_what_is_not(check, arguments, 
 
 def test_nothing_is_switched_off_where_there_are_no_quantizers():
     bare = probes.Subject("vqunet", lambda x: x)
-    assert probes.falls_without_quantizers(_Invented(lambda attack: 0.0), [bare], _BUDGET) is None
+    probe = _Invented(lambda attack: 0.0)
+    assert probes.falls_without_quantizers(probe, [bare], _BUDGET) is None
+    assert probes.quantizers_hide_nothing(probe, [(bare, _BUDGET)], 20) is None
 
 
 # === The evaluation ===

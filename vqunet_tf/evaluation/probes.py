@@ -19,7 +19,7 @@ from vqunet_tf.attacks.answers import answers
 from vqunet_tf.attacks.base import batches
 from vqunet_tf.attacks.cleverhans import input_gradient
 from vqunet_tf.evaluation import differences
-from vqunet_tf.evaluation.findings import NOISE, Check, judged, told
+from vqunet_tf.evaluation.findings import NOISE, Check, judged, points, told
 from vqunet_tf.evaluation.orderings import noise_check
 from vqunet_tf.evaluation.rows import UNDEFENDED, Outcome, merged, threats
 from vqunet_tf.evaluation.statistics import above, wilson
@@ -84,6 +84,7 @@ def run(bench: Bench, outcomes: Sequence[Outcome] = (), advance: Advance | None 
         large_epsilon_succeeds(probe, subjects),
         unbounded_attack_succeeds(probe, subjects),
         falls_without_quantizers(probe, subjects, max(budgets, key=lambda threat: (threat.norm, threat.epsilon))),
+        quantizers_hide_nothing(probe, places, steps),
         gradients_match_differences(probe, bench.victims[UNDEFENDED], subjects),
     ]
     if advance is not None:
@@ -93,7 +94,7 @@ def run(bench: Bench, outcomes: Sequence[Outcome] = (), advance: Advance | None 
 
 def work(bench: Bench, steps: int = STEPS) -> int:
     """The most that `run` does, in images times gradient steps; `steps`: of PGD in the evaluation."""
-    one = steps + 2 * steps + Noise(threat=LARGE).steps + 6 * STEPS
+    one = steps + 2 * steps + steps + Noise(threat=LARGE).steps + 6 * STEPS
     return len(judged(bench.victims)) * len(bench.images[:N]) * one
 
 
@@ -224,6 +225,24 @@ def falls_without_quantizers(probe: Probe, subjects: Sequence[Subject], threat: 
             figures = f"{figures}, {right.mean():.1%} at {_at(LARGE)}"
         results.append((wilson(int(right.sum()), len(right))[0] <= NOTHING, figures))
     return told("falls_without_quantizers", f"at most {NOTHING:.0%} is left", results)
+
+
+def quantizers_hide_nothing(probe: Probe, places: Sequence[tuple[Subject, Threat]], steps: int) -> Check | None:
+    """PGD leaves about as much right through the quantizers as with them switched off, attacked and measured so.
+
+    More through them is no robustness: the jumps stop the attack, not the network. Only images that are right both ways before
+    the attack count.
+    """
+    results = []
+    for one, threat in places:
+        if one.unquantized is None:
+            continue
+        known = probe.correct(one.victim, probe.images) & probe.correct(one.unquantized, probe.images)
+        on, off = (probe.right(victim, pgd(threat, steps))[known] for victim in (one.victim, one.unquantized))
+        figures = f"{on.sum()} of {len(on)} images right after {steps} steps, {off.sum()} without quantizers"
+        results.append((not above(on, off, NOTHING), f"{one.name} {_at(threat)}: {figures}"))
+    rule = f"through quantizers an attack leaves at most {points(NOTHING)} more than without them"
+    return told("quantizers_hide_nothing", rule, results)
 
 
 def gradients_match_differences(probe: Probe, bare: Victim, subjects: Sequence[Subject]) -> Check:
