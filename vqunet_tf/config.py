@@ -132,8 +132,11 @@ class TrainingConfig:
     head_weight: of the cross-entropy of a linear classifier on the bottleneck, which learns beside the purifier; 0 leaves it out
         (adaptive).
     attack_on: `chain` or `head`, what the attack in the loop climbs (adaptive).
+    encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, attacked on the
+        head, with the quantizers off: several times as fast (adaptive).
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
-    epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon` (adaptive).
+    epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon`, of the encoder's where it has its own
+        (adaptive).
     average: share of the steps over which weights are averaged, exponentially; 0 keeps the last ones.
     selection: which epoch is kept, by the names in SELECTIONS; always with averaged weights.
     selection_examples, selection_steps: validation images and PGD steps for it.
@@ -168,6 +171,8 @@ class TrainingConfig:
     attack_gradients: tuple[str, ...] = ()
     head_weight: float = 0.0
     attack_on: str = "chain"
+    encoder_epochs: int = 0
+    encoder_learning_rate: float = 3e-3
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02
@@ -191,6 +196,7 @@ class TrainingConfig:
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
+        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate")
         choice("configuration training.selection", self.selection, SELECTIONS)
         choice("configuration training.attack_on", self.attack_on, ("chain", "head"))
         if self.attack_on == "head" and not self.head_weight:

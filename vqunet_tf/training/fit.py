@@ -20,7 +20,13 @@ from vqunet_tf.training import checkpoints, crafting, devices, given, loop, sele
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
 from vqunet_tf.training.interruption import Interruption
-from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective, GrayBoxObjective
+from vqunet_tf.training.objectives import (
+    AdaptiveObjective,
+    ClassifierObjective,
+    EncoderObjective,
+    GrayBoxObjective,
+    new_head,
+)
 
 _GRID = 8  # validation images that TensorBoard shows before and after
 
@@ -175,7 +181,8 @@ class _Stages:
         config, training = self.config, self.config.training
         prepare: list[keras.callbacks.Callback] = []
         if training.objective == "adaptive":
-            batches: Any = AdaptiveBatches(self.split.images, self.split.labels, training, config.attack, self.replicas)
+            warmed = dataclasses.replace(training, epsilon_warmup=0.0) if training.encoder_epochs else training
+            batches: Any = AdaptiveBatches(self.split.images, self.split.labels, warmed, config.attack, self.replicas)
         else:
             # Outside the scope of a strategy: in there every replica would craft and answer.
             make = crafting.Crafting(config, self.run, self.split.images, self._known_guide, self.stop)
@@ -196,11 +203,13 @@ class _Stages:
             if wanted.start is not None:
                 purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
+        head = self._train_encoder(wanted.name, purifier) if training.objective == "adaptive" else None
+        with devices.scope(training.strategy):
             classifier = self.run.load_classifier()
             classifier.trainable = False
             frozen = classifiers.in_precision(classifier, training.precision)
             objective = (
-                AdaptiveObjective(purifier, frozen, training)
+                AdaptiveObjective(purifier, frozen, training, head)
                 if training.objective == "adaptive"
                 else GrayBoxObjective(purifier, self._guide(frozen), training)
             )
@@ -224,6 +233,31 @@ class _Stages:
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
         _save(_in_float32(build, purifier), wanted.path)
+
+    def _train_encoder(self, name: str, purifier: VQUNet) -> keras.layers.Dense | None:
+        """Trains the encoder of a purifier with a head alone and returns the head, if that is asked for."""
+        config, training = self.config, self.config.training
+        if not training.encoder_epochs:
+            return None
+        alone = dataclasses.replace(training, epochs=training.encoder_epochs)
+        batches = AdaptiveBatches(self.split.images, self.split.labels, alone, config.attack, self.replicas)
+        with devices.scope(training.strategy):
+            head = new_head(purifier, len(self.split.class_names))
+            objective = EncoderObjective(purifier, head, training)
+        stage = loop.Stage(
+            name=name + checkpoints.ENCODER,
+            objective=objective,
+            trained=objective.learner,
+            batches=batches,
+            epochs=alone.epochs,
+            learning_rate=training.encoder_learning_rate,
+            weight_decay=training.weight_decay,
+            warmup=training.warmup,
+            muon=training.muon,
+        )
+        averages = self._averages(objective.learner, batches, alone.epochs)
+        loop.run(stage, training, self.run, averages, stop=workers.agreed(self.stop), say=self.say)
+        return head
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
         training = self.config.training

@@ -144,9 +144,14 @@ class AdaptiveObjective(Objective):
     quantizers off for its part: the attack follows the true gradient of a smooth network there. Attacked through
     its quantizers alone the chain learns to make that gradient useless, and little else. A code book moves after each share:
     with two gradients twice a step, so that its moving averages and dead codes age twice as fast.
+
+    Args:
+        head: that learned before (`EncoderObjective`), to go on with; None is a new one.
     """
 
-    def __init__(self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig):
+    def __init__(
+        self, purifier: VQUNet, classifier: keras.Model, config: TrainingConfig, head: keras.layers.Dense | None = None
+    ):
         super().__init__(
             {
                 "classification": config.guidance_weight,
@@ -163,11 +168,10 @@ class AdaptiveObjective(Objective):
         self.gradients = config.attack_gradients or (None,)
         self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
-        self.head: Any = None
         self.attacks_head = config.attack_on == "head"
+        self.head = None
         if config.head_weight:
-            self.head = keras.layers.Dense(classifier.output_shape[-1], dtype="float32", name="head")
-            self.head.build((None, purifier.widths[-1]))
+            self.head = new_head(purifier, classifier.output_shape[-1]) if head is None else head
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         clean = pixels.to_unit(inputs["clean"])
@@ -196,25 +200,17 @@ class AdaptiveObjective(Objective):
         logits = self._through(clean, False)["logits"] if self.trades else result["logits"]
         outputs = {"images": result["images"], "attacked": result["logits"], "logits": logits}
         if self.head is not None:
-            outputs["head"] = self._glance(result)
+            outputs["head"] = glance(self.head, result["bottleneck"])
         return {**outputs, "codebook": result["loss"]}
 
-    def _glance(self, result: dict[str, Any]) -> Any:
-        """The head's logits [B, K]."""
-        return self.head(ops.mean(ops.relu(ops.cast(result["bottleneck"], "float32")), axis=(1, 2)))
-
     def _climb(self, clean: Any, start: Any, epsilon: Any, label: Any) -> Any:
-        def loss(x: Any) -> Any:
+        def logits(x: Any) -> Any:
             result = self.purifier.graph(x, training=False)
-            logits = self._glance(result) if self.attacks_head else self.classifier(result["images"], training=False)
-            return -ops.sum(_one_hot(label, logits) * ops.log_softmax(ops.cast(logits, "float32")), axis=-1)
+            if self.attacks_head:
+                return glance(self.head, result["bottleneck"])
+            return self.classifier(result["images"], training=False)
 
-        gradient = backend.input_gradient(loss)
-        x = ops.clip(clean + start, 0.0, 1.0)
-        for _ in range(self.attack_steps):
-            moved = x + self.step_size * epsilon * ops.sign(gradient(x))
-            x = ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0)
-        return x
+        return climb(logits, clean, start, epsilon, label, self.attack_steps, self.step_size)
 
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
@@ -230,6 +226,73 @@ class AdaptiveObjective(Objective):
     def _through(self, images: Any, training: bool) -> dict[str, Any]:
         result = self.purifier.graph(images, training=training)
         return {**result, "logits": self.classifier(result["images"], training=False)}
+
+
+class EncoderObjective(Objective):
+    """Adversarial training of the encoder with a linear head on the bottleneck, the quantizers switched off.
+
+    head_weight * CE(h(x'), y) of `AdaptiveObjective`, with x' attacked on h: without decoder and classifier a step costs a
+    fraction, and most of the robustness is learned here.
+
+    Attributes:
+        learner: images -> the head's logits, a model of the encoder and the head; what learns.
+    """
+
+    def __init__(self, purifier: VQUNet, head: keras.layers.Dense, config: TrainingConfig):
+        super().__init__({"head": 1.0})
+        encoder = keras.Model(purifier.graph.inputs, purifier.graph.output["bottleneck"])
+        images = keras.Input(purifier.graph.input_shape[1:])
+        self.learner = keras.Model(images, glance(head, encoder(images)))
+        self.quantizers = purifier.quantizers
+        self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        seen = clean = pixels.to_unit(inputs["clean"])
+        # Never with `training`: a code book learns nothing from vectors that do not pass it.
+        with passing(self.quantizers, "identity"):
+            if training:
+                given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
+                seen = ops.stop_gradient(climb(self.learner, clean, *given))
+            return self.learner(seen)
+
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        del y
+        self.accuracy.update_state(x["label"], outputs)
+        return {"head": cross_entropy(outputs, x["label"])}
+
+
+def new_head(purifier: VQUNet, classes: int) -> keras.layers.Dense:
+    """A linear classifier of what passes the bottleneck, with random weights."""
+    head = keras.layers.Dense(classes, dtype="float32", name="head")
+    head.build((None, purifier.widths[-1]))
+    return head
+
+
+def glance(head: keras.layers.Dense, bottleneck: Any) -> Any:
+    """A head's logits [B, K] for a bottleneck [B, h, w, C]: of the mean over all places."""
+    return head(ops.mean(ops.relu(ops.cast(bottleneck, "float32")), axis=(1, 2)))
+
+
+def climb(
+    logits: Callable[[Any], Any], clean: Any, start: Any, epsilon: Any, labels: Any, steps: int, step_size: float
+) -> Any:
+    """Projected gradient descent from clean + start: climbs the cross-entropy, stays within epsilon and [0, 1].
+
+    Args:
+        clean, start: [B, H, W, C]. epsilon: [B, 1, 1, 1]. labels: [B]. step_size: a share of epsilon.
+    """
+
+    def loss(x: Any) -> Any:
+        found = ops.cast(logits(x), "float32")
+        return -ops.sum(_one_hot(labels, found) * ops.log_softmax(found), axis=-1)
+
+    gradient = backend.input_gradient(loss)
+    x = ops.clip(clean + start, 0.0, 1.0)
+    for _ in range(steps):
+        moved = x + step_size * epsilon * ops.sign(gradient(x))
+        x = ops.clip(ops.clip(moved, clean - epsilon, clean + epsilon), 0.0, 1.0)
+    return x
 
 
 def cross_entropy(logits: Any, labels: Any, smoothing: float = 0.0) -> Any:
