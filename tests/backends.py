@@ -17,7 +17,7 @@ from vqunet_tf.models import classifiers
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, fit
-from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
+from vqunet_tf.training.objectives import AdaptiveObjective, EncoderObjective, GrayBoxObjective
 
 
 def train_a_run(folder):
@@ -76,6 +76,7 @@ def main(folder: Path) -> None:
     head = np.random.default_rng(2).normal(size=objective.head.kernel.shape).astype("float32")
     objective.head.set_weights([head, np.zeros(head.shape[1], "float32")])
     results["losses head"] = steps(objective, inputs)
+    results["losses encoder"] = steps(EncoderObjective(defended.purifier, objective.head, shares), inputs)
     train_a_run(folder)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)

@@ -72,6 +72,34 @@ def test_a_stopped_run_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch)
         fit.train(small(**{"training.epochs": 3}), run, say=silent)
 
 
+# The encoder takes 2 + 2 steps, the purifier 2.
+@pytest.mark.parametrize("calls", [1, 3, 4, 5], ids=lambda calls: f"asked_{calls}_times")
+def test_an_encoder_that_learns_alone_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch):
+    config = small(
+        **{
+            "classifier.path": str(whole.classifier),
+            "training.objective": "adaptive",
+            "training.head_weight": 1.0,
+            "training.attack_on": "head",
+            "training.encoder_epochs": 2,
+            "training.epochs": 1,
+            "training.selection": "last",
+        }
+    )
+    once, run = RunFolder(tmp_path / "once"), RunFolder(tmp_path / "run")
+    fit.train(config, once, say=silent)
+    stop_after(monkeypatch, calls)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        fit.train(config, run, say=silent)
+    monkeypatch.undo()
+    assert run.checkpoints.exists()
+    fit.train(config, run, say=silent)
+    assert_same_weights(once.load_purifier(), run.load_purifier())
+    assert losses_of(run) == pytest.approx(losses_of(once))
+    assert {stage for stage, _, _ in losses_of(run)} == {"purifier_encoder", "purifier"}
+    assert not run.checkpoints.exists()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "all"])
 def test_a_damaged_checkpoint_is_passed_over(damage, whole, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")

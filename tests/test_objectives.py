@@ -10,7 +10,14 @@ from vqunet_tf import VQUNet, backend, pixels
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models import classifiers
 from vqunet_tf.training.loop import OneCycle
-from vqunet_tf.training.objectives import AdaptiveObjective, ClassifierObjective, GrayBoxObjective
+from vqunet_tf.training.objectives import (
+    AdaptiveObjective,
+    ClassifierObjective,
+    EncoderObjective,
+    GrayBoxObjective,
+    glance,
+    new_head,
+)
 
 
 @pytest.fixture
@@ -189,7 +196,7 @@ class TestAdaptive:
         assert any(variable is objective.head.kernel for variable in objective.trainable_variables)
 
         def loss(x):
-            logits = objective._glance(purifier.graph(x))
+            logits = glance(objective.head, purifier.graph(x)["bottleneck"])
             return -log_softmax(logits)[np.arange(40), inputs["label"]].mean()
 
         attacked = objective.attack(clean, inputs)
@@ -241,6 +248,39 @@ class TestAdaptive:
         assert means[-1] < means[0]
         for weight, old in zip(classifier.weights, before, strict=True):
             np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), old)
+
+
+def test_an_encoder_that_learns_alone(classifier, images):
+    """Its attack and loss are those of the whole objective on the head with the quantizers off; the rest stays as it was."""
+    purifier, settings = tiny_purifier(), TestAdaptive.settings
+    settings = dataclasses.replace(settings, head_weight=1.0, attack_on="head", attack_gradients=("identity",))
+    head, inputs, clean = new_head(purifier, 4), TestAdaptive().inputs(images), pixels.to_unit(images)
+    objective = EncoderObjective(purifier, head, settings)
+    both = AdaptiveObjective(purifier, classifier, settings, head)
+    seen = both.attack(clean, inputs)
+    purifier.set_gradient("identity")
+    logits = np.asarray(glance(head, purifier.graph(seen)["bottleneck"]))
+    purifier.set_gradient("straight_through")
+    np.testing.assert_allclose(objective(inputs, training=True), logits, atol=1e-5)
+    expected = -log_softmax(logits)[np.arange(40), inputs["label"]].mean()
+    assert float(objective.compute_loss(inputs, None, logits)) == pytest.approx(expected, rel=1e-5)
+    assert np.abs(np.asarray(objective(inputs)) - logits).max() > 1e-4  # outside training nothing is attacked
+
+    objective.compile(optimizer=keras.optimizers.Adam(1e-2))
+    before = {weight.path: keras.ops.convert_to_numpy(weight) for weight in purifier.weights}
+    losses = [objective.train_on_batch(inputs, return_dict=True)["loss"] for _ in range(15)]
+    assert losses[-1] < losses[0]
+    moved = {weight.path for weight in purifier.weights if np.any(weight.numpy() != before[weight.path])}
+    assert {path.split("/")[0] for path in moved} == {
+        "stem",
+        "encoder_0_0_conv1",
+        "encoder_0_0_conv2",
+        "down_1",
+        "encoder_1_0_conv1",
+        "encoder_1_0_conv2",
+        "to_codes_1",
+        "from_codes_1",
+    }
 
 
 def test_the_gradient_of_the_attack_is_that_of_finite_differences(classifier, images):

@@ -49,6 +49,8 @@ def test_impossible_sizes_are_refused_before_anything_is_written(tmp_path):
         fit.train(tiny(**{"training.gradient": "identity"}), RunFolder(tmp_path / "run"), say=print)
     with pytest.raises(UserError, match="attack_on: expected chain where head_weight is 0"):
         tiny(**{"training.attack_on": "head"})
+    with pytest.raises(UserError, match="encoder_epochs: expected 0 where head_weight is 0, got 2"):
+        tiny(**{"training.encoder_epochs": 2})
     with pytest.raises(UserError, match="attack_gradients: expected another beside identity"):
         alone = {"training.objective": "adaptive", "training.attack_gradients": ("identity",)}
         fit.train(tiny(**alone), RunFolder(tmp_path / "run"), say=print)

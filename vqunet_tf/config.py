@@ -203,6 +203,11 @@ class TrainingConfig:
             raise UserError(
                 "configuration training.attack_on: expected chain where head_weight is 0, got head: there is none"
             )
+        if self.encoder_epochs and not self.head_weight:
+            raise UserError(
+                f"configuration training.encoder_epochs: expected 0 where head_weight is 0, got {self.encoder_epochs}: "
+                "without a head an encoder has nothing to learn alone"
+            )
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(
                 "configuration training.final_pixel_weight: expected it and pixel_weight above 0, got "

@@ -37,11 +37,6 @@ def refuse_impossible(config: Config) -> None:
             "configuration training.attack_gradients: expected another beside identity, which switches the quantizers off: "
             f"nothing would learn to live with the codes; add one of {', '.join(quantized)}"
         )
-    if training.objective == "adaptive" and training.encoder_epochs and not training.head_weight:
-        raise UserError(
-            "configuration training.encoder_epochs: expected 0 where head_weight is 0, got "
-            f"{training.encoder_epochs}: without a head an encoder has nothing to learn alone; give --set=training.head_weight=1"
-        )
     replicas = devices.replicas(training.strategy)
     if training.objective == "adaptive" and training.batch_size // replicas < len(training.attack_gradients):
         raise UserError(

@@ -249,12 +249,15 @@ class EncoderObjective(Objective):
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         seen = clean = pixels.to_unit(inputs["clean"])
-        # Never with `training`: a code book learns nothing from vectors that do not pass it.
         with passing(self.quantizers, "identity"):
             if training:
                 given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
-                seen = ops.stop_gradient(climb(self.learner, clean, *given))
-            return self.learner(seen)
+                seen = ops.stop_gradient(climb(self._logits, clean, *given))
+            return self._logits(seen)
+
+    def _logits(self, images: Any) -> Any:
+        # Never with `training`: a code book learns nothing from vectors that do not pass it.
+        return self.learner(images, training=False)
 
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
