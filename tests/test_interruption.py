@@ -95,7 +95,7 @@ def test_an_encoder_that_learns_alone_goes_on_where_it_was(calls, whole, tmp_pat
     assert run.checkpoints.exists()
     fit.train(config, run, say=silent)
     assert_same_weights(once.load_purifier(), run.load_purifier())
-    assert losses_of(run) == pytest.approx(losses_of(once))
+    assert set(losses_of(run)) == set(losses_of(once))
     assert {stage for stage, _, _ in losses_of(run)} == {"purifier_encoder", "purifier"}
     assert not run.checkpoints.exists()
 

@@ -87,6 +87,21 @@ def test_four_replicas_train_like_one_device(tmp_path):
         assert losses["mirrored"][place] == pytest.approx(value, abs=2e-2 if "perplexity" in place[2] else 1e-4), place
 
 
+def test_an_encoder_learns_alone_on_two_replicas_as_on_one(tmp_path):
+    """One step in all: an attack by signs makes rounding grow."""
+    save_linear(tmp_path / "mine.keras")
+    losses = {}
+    for strategy in ("none", "mirrored"):
+        run = RunFolder(tmp_path / strategy)
+        changes = {"classifier.path": str(tmp_path / "mine.keras"), "training.strategy": strategy}
+        changes |= {"training.objective": "adaptive", "training.head_weight": 1.0, "training.attack_on": "head"}
+        changes |= {"training.encoder_epochs": 1, "training.epochs": 1, "training.selection": "last"}
+        fit.train(tiny(**changes), run, say=silent)
+        losses[strategy] = {place: value for place, value in losses_of(run).items() if place[0] == "purifier_encoder"}
+    assert losses["mirrored"] == pytest.approx(losses["none"], rel=1e-3)
+    assert len(losses["none"]) == 3
+
+
 def test_accumulated_batches_equal_one_large_one(tmp_path):
     """Four batches of 16 before each step of the optimizer, or one of 64: the same losses, epoch by epoch."""
     save_linear(tmp_path / "mine.keras")
