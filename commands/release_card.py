@@ -104,7 +104,7 @@ def _recipe(config: Config) -> str:
         f"{optimizer}, learning rate up to {training.learning_rate:g}",
     ]
     if training.objective == "adaptive" and training.encoder_epochs:
-        rate = f"learning rate up to {training.encoder_learning_rate:g}"
+        rate = f"learning rate up to {training.encoder_learning_rate or training.learning_rate:g}"
         parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}")
     if training.objective == "adaptive":
         gradients = " and ".join(training.attack_gradients or (training.gradient,))

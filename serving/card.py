@@ -22,11 +22,14 @@ def of_run(folder: RunFolder) -> str:
         return own.read_text(encoding="utf-8")
     config = folder.load_config()
     data, shape = config.data, "×".join(map(str, config.data.image_shape))
+    epochs = f"{config.training.epochs} epochs"
+    if config.training.objective == "adaptive" and config.training.encoder_epochs:
+        epochs = f"{config.training.encoder_epochs} epochs of the encoder alone, then {epochs}"
     rows = {
         "data": f"{data.dataset}, images {shape}, {len(data.class_names)} classes",
         "classifier": config.classifier.path or f"{config.classifier.name}, widths {_listed(config.classifier.widths)}",
         "purifier": f"VQUNet, widths {_listed(config.purifier.widths)}, codes {_listed(config.purifier.num_embeddings)}",
-        "objective": f"`{config.training.objective}`, {config.training.epochs} epochs, radii up to {config.attack.epsilon:.4g}",
+        "objective": f"`{config.training.objective}`, {config.training.epochs} epochs{f' after {alone} of the encoder alone' * bool(alone)}, radii up to {config.attack.epsilon:.4g}",
         "seed": str(config.training.seed),
     }
     lines = [

@@ -14,7 +14,7 @@ from vqunet_tf import defenses
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder, save_model
-from vqunet_tf.training import adversaries, batches, fit
+from vqunet_tf.training import adversaries, batches, checkpoints, fit
 
 NAMES = ("unet", "vqvae", "dae")
 
@@ -115,6 +115,17 @@ def test_one_that_was_stopped_goes_on_and_touches_nothing_else(small, whole, tmp
     assert_same_weights(expected.load_baseline("vqvae"), run.load_baseline("vqvae"))
     assert sums(run, "unet", "dae") == before and not run.checkpoints.exists()
     assert set(losses_of(run)) == set(losses_of(expected))
+
+
+def test_the_checkpoints_of_an_encoder_stay_until_its_purifier_is_done(tmp_path):
+    names = ["purifier_encoder.2", "purifier.1", "unet_encoder.3", "adversaries.0.0.npy"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    checkpoints.remove(tmp_path / "checkpoints", unfinished=["unet"])
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == set(names[2:])
+    (tmp_path / "checkpoints" / names[3]).rmdir()
+    checkpoints.remove(tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_missing_one_says_how_to_train_it_and_that_works(whole, tmp_path, capsys):

@@ -670,6 +670,22 @@ def test_nothing_is_switched_off_where_there_are_no_quantizers():
     assert probes.quantizers_hide_nothing(probe, [(bare, _BUDGET)], 20) is None
 
 
+def test_what_hides_is_seen_on_images_that_are_right_both_ways_and_with_all_gradients():
+    def hidden(known, *outcomes):
+        probe = _Invented(lambda attack, off: 0.2 * (not off))
+        object.__setattr__(probe, "correct", lambda victim, images: known)
+        return probes.quantizers_hide_nothing(probe, [(_SUBJECT, _BUDGET)], 20, outcomes)
+
+    first, rest = np.arange(200) < 40, np.arange(200) >= 40
+    assert not hidden(first).passed and not hidden(first | rest).passed
+    assert hidden(rest).passed  # those that the quantizers keep were wrong without them from the start
+    assert hidden(np.arange(200) < 19) is None
+    found = _outcome(0.0, **_WHITE, epsilon=0.1, variant="soft", n=200)
+    assert hidden(first, found).passed
+    for other in ({"epsilon": 0.2}, {"n": 100}):
+        assert not hidden(first, _outcome(0.0, **{**_WHITE, "epsilon": 0.1, "n": 200, **other})).passed
+
+
 # === The evaluation ===
 
 

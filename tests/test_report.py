@@ -583,7 +583,7 @@ DOCS = ROOT / "docs"
 def test_the_page_names_all_there_is():
     text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     built = [*ATTACKS, *suites.SUITES, *DEFENSES, *VARIANTS, *(name for name in checks.__all__ if name.islower())]
-    built += [name for name in vars(probes) if name.endswith(("_succeeds", "_little", "_quantizers"))]
+    built += [name for name in vars(probes) if name.endswith(("_succeeds", "_little", "_quantizers", "_nothing"))]
     built.remove("from_outcomes")
     assert len(built) > 40
     assert [name for name in built if f"`{name}`" not in text] == []

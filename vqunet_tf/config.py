@@ -133,7 +133,7 @@ class TrainingConfig:
         (adaptive).
     attack_on: `chain` or `head`, what the attack in the loop climbs (adaptive).
     encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, attacked on the
-        head, with the quantizers off: several times as fast (adaptive).
+        head, with the quantizers off, and their learning rate, where it is another (adaptive).
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon`, of the encoder's where it has its own
         (adaptive).
@@ -172,7 +172,7 @@ class TrainingConfig:
     head_weight: float = 0.0
     attack_on: str = "chain"
     encoder_epochs: int = 0
-    encoder_learning_rate: float = 3e-3
+    encoder_learning_rate: float | None = None
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02
@@ -196,7 +196,9 @@ class TrainingConfig:
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
-        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate")
+        _at_least(
+            self, 0, "encoder_epochs", *(["encoder_learning_rate"] if self.encoder_learning_rate is not None else [])
+        )
         choice("configuration training.selection", self.selection, SELECTIONS)
         choice("configuration training.attack_on", self.attack_on, ("chain", "head"))
         if self.attack_on == "head" and not self.head_weight:
@@ -207,6 +209,11 @@ class TrainingConfig:
             raise UserError(
                 f"configuration training.encoder_epochs: expected 0 where head_weight is 0, got {self.encoder_epochs}: "
                 "without a head an encoder has nothing to learn alone"
+            )
+        if self.encoder_epochs and self.start:
+            raise UserError(
+                f"configuration training.encoder_epochs: expected 0 with training.start, whose code books belong to its encoder, got "
+                f"{self.encoder_epochs}"
             )
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(

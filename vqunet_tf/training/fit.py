@@ -239,6 +239,7 @@ class _Stages:
         config, training = self.config, self.config.training
         if not training.encoder_epochs:
             return None
+        rate = training.encoder_learning_rate
         alone = dataclasses.replace(training, epochs=training.encoder_epochs)
         batches = AdaptiveBatches(self.split.images, self.split.labels, alone, config.attack, self.replicas)
         with devices.scope(training.strategy):
@@ -250,13 +251,14 @@ class _Stages:
             trained=objective.learner,
             batches=batches,
             epochs=alone.epochs,
-            learning_rate=training.encoder_learning_rate,
+            learning_rate=training.learning_rate if rate is None else rate,
             weight_decay=training.weight_decay,
             warmup=training.warmup,
             muon=training.muon,
         )
         averages = self._averages(objective.learner, batches, alone.epochs)
-        loop.run(stage, training, self.run, averages, stop=workers.agreed(self.stop), say=self.say)
+        boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
+        loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
         return head
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:

@@ -229,10 +229,9 @@ class AdaptiveObjective(Objective):
 
 
 class EncoderObjective(Objective):
-    """Adversarial training of the encoder with a linear head on the bottleneck, the quantizers switched off.
+    """Adversarial training of the encoder with a linear head on the bottleneck, without quantizers.
 
-    head_weight * CE(h(x'), y) of `AdaptiveObjective`, with x' attacked on h: without decoder and classifier a step costs a
-    fraction, and most of the robustness is learned here.
+    CE(h(x'), y) as in `AdaptiveObjective`, with x' attacked on h: neither decoder nor classifier is computed.
 
     Attributes:
         learner: images -> the head's logits, a model of the encoder and the head; what learns.
@@ -240,24 +239,17 @@ class EncoderObjective(Objective):
 
     def __init__(self, purifier: VQUNet, head: keras.layers.Dense, config: TrainingConfig):
         super().__init__({"head": 1.0})
-        encoder = keras.Model(purifier.graph.inputs, purifier.graph.output["bottleneck"])
-        images = keras.Input(purifier.graph.input_shape[1:])
-        self.learner = keras.Model(images, glance(head, encoder(images)))
-        self.quantizers = purifier.quantizers
+        into, out_of = (purifier.graph.get_layer(f"{name}_codes_{len(purifier.widths) - 1}") for name in ("to", "from"))
+        self.learner = keras.Model(purifier.graph.inputs, glance(head, out_of(into.output)))
         self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         seen = clean = pixels.to_unit(inputs["clean"])
-        with passing(self.quantizers, "identity"):
-            if training:
-                given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
-                seen = ops.stop_gradient(climb(self._logits, clean, *given))
-            return self._logits(seen)
-
-    def _logits(self, images: Any) -> Any:
-        # Never with `training`: a code book learns nothing from vectors that do not pass it.
-        return self.learner(images, training=False)
+        if training:
+            given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
+            seen = ops.stop_gradient(climb(self.learner, clean, *given))
+        return self.learner(seen)
 
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
