@@ -29,7 +29,7 @@ def of_run(folder: RunFolder) -> str:
         "data": f"{data.dataset}, images {shape}, {len(data.class_names)} classes",
         "classifier": config.classifier.path or f"{config.classifier.name}, widths {_listed(config.classifier.widths)}",
         "purifier": f"VQUNet, widths {_listed(config.purifier.widths)}, codes {_listed(config.purifier.num_embeddings)}",
-        "objective": f"`{config.training.objective}`, {config.training.epochs} epochs{f' after {alone} of the encoder alone' * bool(alone)}, radii up to {config.attack.epsilon:.4g}",
+        "objective": f"`{config.training.objective}`, {epochs}, radii up to {config.attack.epsilon:.4g}",
         "seed": str(config.training.seed),
     }
     lines = [
