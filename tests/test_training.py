@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 from vqunet_tf import pixels
 from vqunet_tf.config import AttackConfig, ClassifierConfig, Config, TrainingConfig
@@ -308,6 +309,29 @@ class TestBatches:
         np.testing.assert_allclose(seen, [0.05, 0.1, 0.15, 0.2, 0.2, 0.2, 0.2, 0.2], rtol=1e-6)
         batches.start(1, first=1)
         assert float(batches[0]["epsilon"].max()) == pytest.approx(0.2)
+
+    def test_an_epoch_ends_without_waiting_for_the_tuning_of_tf_data(self, images):
+        """A thread of it sleeps for up to a minute, longer after longer epochs; an epoch of milliseconds cannot show it."""
+        batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=10, flip=True), seed=3)
+        stream = PyDatasetAdapter(batches).get_tf_dataset()
+        assert stream.options().autotune.enabled is False
+
+    def test_batches_made_in_threads_come_in_order(self, images):
+        batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=2, flip=True), seed=3)
+        seen = []
+
+        class Seeing(keras.Model):
+            def train_step(self, data):
+                seen.append(data[1].numpy())
+                return {"loss": keras.ops.zeros(())}
+
+        model = Seeing()
+        model.compile(run_eagerly=True)
+        for epoch in (0, 1):
+            seen.clear()
+            batches.start(epoch)
+            model.fit(batches, verbose=0, shuffle=False)
+            np.testing.assert_array_equal(seen, [batches[i][1] for i in range(20)])
 
     def test_batches_are_whole_shards(self, images):
         batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=16), seed=0, replicas=3)

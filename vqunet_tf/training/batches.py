@@ -19,7 +19,9 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, replicas: int = 1):
-        super().__init__()
+        # Two threads, so that Keras switches tf.data's tuning off: its thread sleeps for up to a minute at a time, and the end
+        # of an epoch waits until it wakes.
+        super().__init__(workers=2)
         # Equal shards: only then is the mean over replicas the mean over the batch, and Keras accepts no others.
         self.batch_size = min(batch_size, size) // replicas * replicas
         if not self.batch_size:
