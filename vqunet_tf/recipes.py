@@ -125,7 +125,15 @@ _PRESETS |= {
         {**_ADAPTIVE, "purifier.groups": (8,), "training.epochs": 20, "attack.epsilon": 0.1}
     ),
     "fashion_mnist_adaptive": _PRESETS["fashion_mnist"].replace(
-        {**_ADAPTIVE, "purifier.groups": (16,), "training.epochs": 6, "attack.epsilon": 0.1}
+        {
+            **_ADAPTIVE,
+            "purifier.groups": (16,),
+            "training.encoder_epochs": 12,
+            "training.epochs": 2,
+            "training.flip": True,
+            "training.max_shift": 1,
+            "attack.epsilon": 0.1,
+        }
     ),
     "cifar10_adaptive": _PRESETS["cifar10"].replace(
         {
