@@ -17,7 +17,8 @@ from vqunet_tf.models import classifiers
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, fit
-from vqunet_tf.training.objectives import AdaptiveObjective, EncoderObjective, GrayBoxObjective
+from vqunet_tf.training.encoder import EncoderObjective
+from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
 
 
 def train_a_run(folder):

@@ -9,11 +9,11 @@ import pytest
 from vqunet_tf import VQUNet, backend, pixels
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models import classifiers
+from vqunet_tf.training.encoder import EncoderObjective
 from vqunet_tf.training.loop import OneCycle
 from vqunet_tf.training.objectives import (
     AdaptiveObjective,
     ClassifierObjective,
-    EncoderObjective,
     GrayBoxObjective,
     glance,
     new_head,

@@ -15,7 +15,8 @@ from vqunet_tf.models import VQUNet
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder, load_model
 from vqunet_tf.training import adversaries, devices, fit, given, optimizers
-from vqunet_tf.training.objectives import EncoderObjective, new_head
+from vqunet_tf.training.encoder import EncoderObjective
+from vqunet_tf.training.objectives import new_head
 
 
 def tiny(**changes):

@@ -19,11 +19,11 @@ from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import checkpoints, crafting, devices, given, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
+from vqunet_tf.training.encoder import EncoderObjective
 from vqunet_tf.training.interruption import Interruption
 from vqunet_tf.training.objectives import (
     AdaptiveObjective,
     ClassifierObjective,
-    EncoderObjective,
     GrayBoxObjective,
     new_head,
 )

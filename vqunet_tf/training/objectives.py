@@ -146,7 +146,7 @@ class AdaptiveObjective(Objective):
     with two gradients twice a step, so that its moving averages and dead codes age twice as fast.
 
     Args:
-        head: that learned before (`EncoderObjective`), to go on with; None is a new one.
+        head: that learned before (`encoder.EncoderObjective`), to go on with; None is a new one.
     """
 
     def __init__(
@@ -226,35 +226,6 @@ class AdaptiveObjective(Objective):
     def _through(self, images: Any, training: bool) -> dict[str, Any]:
         result = self.purifier.graph(images, training=training)
         return {**result, "logits": self.classifier(result["images"], training=False)}
-
-
-class EncoderObjective(Objective):
-    """Adversarial training of the encoder with a linear head on the bottleneck, without quantizers.
-
-    CE(h(x'), y) as in `AdaptiveObjective`, with x' attacked on h: neither decoder nor classifier is computed.
-
-    Attributes:
-        learner: images -> the head's logits, a model of the encoder and the head; what learns.
-    """
-
-    def __init__(self, purifier: VQUNet, head: keras.layers.Dense, config: TrainingConfig):
-        super().__init__({"head": 1.0})
-        into, out_of = (purifier.graph.get_layer(f"{name}_codes_{len(purifier.widths) - 1}") for name in ("to", "from"))
-        self.learner = keras.Model(purifier.graph.inputs, glance(head, out_of(into.output)))
-        self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
-        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
-
-    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
-        seen = clean = pixels.to_unit(inputs["clean"])
-        if training:
-            given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
-            seen = ops.stop_gradient(climb(self.learner, clean, *given))
-        return self.learner(seen)
-
-    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
-        del y
-        self.accuracy.update_state(x["label"], outputs)
-        return {"head": cross_entropy(outputs, x["label"])}
 
 
 def new_head(purifier: VQUNet, classes: int) -> keras.layers.Dense:

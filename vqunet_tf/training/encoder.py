@@ -1,0 +1,42 @@
+"""The encoder's own first stage of adaptive training: robust features before there is a decoder to please."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from vqunet_tf import pixels
+from vqunet_tf.config import TrainingConfig
+from vqunet_tf.models.vqunet import VQUNet
+from vqunet_tf.training.objectives import Objective, climb, cross_entropy, glance
+
+
+class EncoderObjective(Objective):
+    """Adversarial training of the encoder with a linear head on the bottleneck, without quantizers.
+
+    CE(h(x'), y) as in `AdaptiveObjective`, with x' attacked on h: neither decoder nor classifier is computed.
+
+    Attributes:
+        learner: images -> the head's logits, a model of the encoder and the head; what learns.
+    """
+
+    def __init__(self, purifier: VQUNet, head: keras.layers.Dense, config: TrainingConfig):
+        super().__init__({"head": 1.0})
+        into, out_of = (purifier.graph.get_layer(f"{name}_codes_{len(purifier.widths) - 1}") for name in ("to", "from"))
+        self.learner = keras.Model(purifier.graph.inputs, glance(head, out_of(into.output)))
+        self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        seen = clean = pixels.to_unit(inputs["clean"])
+        if training:
+            given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
+            seen = ops.stop_gradient(climb(self.learner, clean, *given))
+        return self.learner(seen)
+
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        del y
+        self.accuracy.update_state(x["label"], outputs)
+        return {"head": cross_entropy(outputs, x["label"])}
