@@ -215,7 +215,8 @@ def test_progress_ends_at_the_total(problem, averaging):
     seen = []
     _evaluate(problem, averaging, names=["fgsm", "pgd"], progress=lambda *state: seen.append(state))
     crafted, shown = 2 * (1 + 5), 2 * 3  # on two victims, fgsm and five steps; each to none, vqunet, vqunet
-    probed = 5 + 2 * 5 + 10 + 6 * 20  # the checks: pgd again, twice the steps, draws of noise, huge epsilons
+    # The checks: pgd again, twice the steps, without quantizers, draws of noise, huge epsilons.
+    probed = 5 + 2 * 5 + 5 + 10 + 6 * 20
     assert seen[-1][1] == seen[-1][2] == 2 * N * (crafted + shown) + N * probed  # two epsilons
     assert {name for name, _, _ in seen} >= {"gray-box fgsm 0.1", "white-box vqunet own pgd 0.3"}
 
