@@ -14,9 +14,9 @@ from vqunet_tf.errors import UserError, choice
 
 
 def _at_least(config: Any, lowest: float, *names: str) -> None:
-    """Raises a `UserError` for the first of these settings that is too small."""
+    """Raises a `UserError` for the first of these settings that is too small; one that is None is not set."""
     for name in names:
-        if not getattr(config, name) >= lowest:
+        if getattr(config, name) is not None and not getattr(config, name) >= lowest:
             raise UserError(f"configuration {name}: expected at least {lowest:g}, got {getattr(config, name)!r}")
 
 
@@ -196,9 +196,7 @@ class TrainingConfig:
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
-        _at_least(
-            self, 0, "encoder_epochs", *(["encoder_learning_rate"] if self.encoder_learning_rate is not None else [])
-        )
+        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate")
         choice("configuration training.selection", self.selection, SELECTIONS)
         choice("configuration training.attack_on", self.attack_on, ("chain", "head"))
         if self.attack_on == "head" and not self.head_weight:

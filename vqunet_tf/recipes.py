@@ -111,7 +111,8 @@ _ADAPTIVE: dict[str, Any] = {
     "training.pixel_weight": 1.0,
     "training.final_pixel_weight": None,
     "training.feature_weight": 0.0,
-    # Most is learned by the encoder alone, at a third of the cost; what then passes decoder and classifier has to be attacked there.
+    # Where encoder_epochs are set the encoder learns alone first, at a third of the cost; what then passes decoder and
+    # classifier has to be attacked there.
     "training.head_weight": 1.0,
     "training.encoder_learning_rate": 3e-3,
     # Attacked through its quantizers alone it learned to make that gradient useless: with them off it was hardly more robust

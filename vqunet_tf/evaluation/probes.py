@@ -241,13 +241,13 @@ def quantizers_hide_nothing(
         if one.unquantized is None:
             continue
         known = probe.correct(one.victim, probe.images) & probe.correct(one.unquantized, probe.images)
+        if known.sum() < ENOUGH:
+            continue
         on, off = (probe.right(victim, pgd(threat, steps)) for victim in (one.victim, one.unquantized))
         for outcome in outcomes:
             place = outcome.defense, outcome.attack, outcome.threat_model, outcome.threat
             if place == (one.name, "pgd", ThreatModel.WHITE_BOX, threat) and len(outcome.correct) >= len(on):
                 on = on & outcome.correct[: len(on)]
-        if known.sum() < ENOUGH:
-            continue
         figures = f"{on[known].sum()} of {known.sum()} images right after {steps} steps, {off[known].sum()} without quantizers"
         results.append((not above(on[known], off[known], NOTHING), f"{one.name} {_at(threat)}: {figures}"))
     rule = f"attacked through quantizers at most {points(NOTHING)} more are right than without them"
