@@ -1,6 +1,7 @@
 """The ablations that are trained beside a purifier: same data, adversaries and budget, and they resume."""
 
 import hashlib
+import json
 import shlex
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 from test_interruption import assert_same_weights, stop_after
 from test_runs import losses_of, save_linear, silent, tiny
 
-from trainers import train
+from trainers import evaluate, train
 from vqunet_tf import defenses
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.recipes import ABLATIONS
@@ -153,6 +154,33 @@ def test_another_model_under_its_name_is_refused(whole, tmp_path):
     save_model(run.load_classifier(), run.baseline("dae"))
     with pytest.raises(UserError, match="expected a dae, got a Functional"):
         defenses.build("dae", run.load_purifier(), run)
+
+
+def test_those_of_a_like_run_are_measured_beside_other_weights(whole, tmp_path, capsys):
+    beside = copied(whole[0], tmp_path / "beside")
+    run = copied(whole[0], tmp_path / "run", *NAMES)
+    command = ["evaluate", f"--run_dir={run.path}", "--attacks=fgsm", "--epsilons=0.1", "--num_examples=32"]
+
+    def refused(word):
+        with pytest.raises(SystemExit) as ended:
+            evaluate.console([*command, f"--baselines_dir={beside.path}", "--defenses=none,vqunet,unet"])
+        assert ended.value.code == 2 and not run.report.exists()
+        assert word in capsys.readouterr().err
+
+    config = beside.config.read_text()
+    beside.config.write_text(beside.load_config().replace({"training.epochs": 3}).to_json())
+    refused("expected a run as ")
+    beside.config.write_text(beside.load_config().replace({"training.epochs": 2, "classifier.path": "mine"}).to_json())
+    other = beside.load_classifier()
+    other.layers[-1].bias.assign(other.layers[-1].bias + 1.0)
+    save_model(other, beside.classifier)
+    refused("logits differ by up to 1")
+    beside.config.write_text(config)
+    shutil.copy(run.classifier, beside.classifier)
+    evaluate.console([*command, f"--baselines_dir={beside.path}", "--defenses=none,vqunet,unet"])
+    report = json.loads(run.report.read_text())
+    assert {row["defense"] for row in report["rows"]} == {"none", "vqunet", "unet"}
+    assert " --baselines_dir=beside" in report["command"]
 
 
 def test_they_begin_where_those_beside_the_first_purifier_ended(small, whole, tmp_path):

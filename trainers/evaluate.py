@@ -3,6 +3,7 @@
     python -m trainers.evaluate --run_dir=runs/cifar10
     python -m trainers.evaluate --run_dir=runs/cifar10 --suite=adaptive --surrogate=runs/cifar10_seed1
     python -m trainers.evaluate --preset=fashion_mnist
+    python -m trainers.evaluate --preset=cifar10 --baselines_dir=runs/cifar10 --defenses=none,vqunet,unet,vqvae,dae
 
 Gray-box attackers know the classifier only, white-box attackers the purifier too, black-box ones see answers. Writes
 report.json, report.md, report.html and plots/ into the run folder (results/<preset> for released weights), or into
@@ -16,13 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from commands.run import run
 from vqunet_tf import data
 from vqunet_tf.attacks import ATTACKS
-from vqunet_tf.config import EvaluationConfig
+from vqunet_tf.config import Config, EvaluationConfig
 from vqunet_tf.defenses import DEFENSES
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.evaluation import Evaluation, describe, evaluate, html, inputs, markdown, plots, report, sample, suites
@@ -31,10 +34,11 @@ from vqunet_tf.evaluation.measure import buildable
 from vqunet_tf.evaluation.suites import Plan
 from vqunet_tf.evaluation.victims import Chain, surrogates
 from vqunet_tf.models import classifiers, presets
-from vqunet_tf.runs import RunFolder
+from vqunet_tf.runs import RunFolder, difference
 from vqunet_tf.threat import NORMS, Threat, ThreatModel, parse_epsilon
 
 STRICT = 3  # exit status of --strict where a check failed
+_SAME_LOGITS = 0.1  # weights that were released as float16 move them by less
 
 
 def main(values: flags.FlagValues) -> None:
@@ -53,6 +57,7 @@ def main(values: flags.FlagValues) -> None:
     classifiers.check(
         classifier, test.images.shape[1:], len(test.class_names), part.images[:64], str(folder.classifier)
     )
+    trained = _baselines(values.baselines_dir, folder, config, classifier, part) if values.baselines_dir else folder
     carried = _surrogates(values.surrogate, folder, test, part) if plan.carried else {}
     beside = Path("results", values.preset) if values.preset else folder.path
     output = report.make_folder(Path(values.output_dir or beside))
@@ -67,9 +72,9 @@ def main(values: flags.FlagValues) -> None:
                 part.labels,
                 attacks=plan,
                 threat_models=values.threat_models,
-                defenses=values.defenses or plan.suite.defenses or buildable(folder),
+                defenses=values.defenses or plan.suite.defenses or buildable(trained),
                 surrogates=carried,
-                folder=folder,
+                folder=trained,
                 cache=Cache(kept, values.fresh),
                 batch_size=settings.batch_size,
                 seed=values.seed,
@@ -106,6 +111,22 @@ def _threats(values: flags.FlagValues, settings: EvaluationConfig, channels: int
         return [Threat("l2", epsilon) for epsilon in given or longer]
     found = [Threat("linf", epsilon) for epsilon in given or settings.epsilons]
     return found if values.norm else found + [Threat("l2", epsilon) for epsilon in longer]
+
+
+def _baselines(path: str, own: RunFolder, config: Config, classifier: keras.Model, part: data.Split) -> RunFolder:
+    """The run whose trained ablations are measured: it must differ from this one in nothing that they learned from."""
+    other = RunFolder(path)
+    differs = difference(other.load_config(), config, but=("evaluation", "classifier"))
+    if differs:
+        raise UserError(f"--baselines_dir={path}: expected a run as {own.path} is one, but {differs}")
+    few = part.images[:64]
+    gap = np.abs(classifiers.logits_of(classifier, few) - classifiers.logits_of(other.load_classifier(), few)).max()
+    if gap > _SAME_LOGITS:
+        raise UserError(
+            f"--baselines_dir={path}: expected the classifier of {own.path}, but logits differ by up to {gap:.3g}: "
+            f"train them with --classifier={own.classifier}"
+        )
+    return other
 
 
 def _surrogates(folders: Sequence[str], own: RunFolder, test: data.Split, part: data.Split) -> dict[str, Chain]:
@@ -149,6 +170,8 @@ def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation
         "defenses": [outcome.defense for outcome in evaluation.outcomes],
     }
     texts = [f"--{name}={','.join(dict.fromkeys(map(str, several)))}" for name, several in lists.items() if several]
+    if values.baselines_dir:
+        texts.append(f"--baselines_dir={_public(Path(values.baselines_dir))}")
     texts += [f"--surrogate={_public(Path(path))}" for path in values.surrogate if plan.carried]
     numbers = f"--num_examples={evaluation.n} --seed={evaluation.seed}"
     return " ".join(["python -m trainers.evaluate", run, f"--suite={values.suite}", *texts, numbers])
@@ -184,6 +207,7 @@ def console(argv: Sequence[str] | None = None) -> None:
     )
     number = "test images, from a fixed permutation; without it the run's"
     flags.DEFINE_integer("num_examples", None, number, flag_values=values)
+    text("baselines_dir", None, "another run, whose trained unet, vqvae and dae are measured; without it the run's own")
     text("output_dir", None, "where to write; without it the run folder")
     text("data_dir", None, "where prepared TFDS data sets lie; without it the run's")
     flags.DEFINE_integer("seed", 0, "decides random starts and random targets", flag_values=values)

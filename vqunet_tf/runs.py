@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ class RunFolder:
         is overwritten. Where the data lie and which devices train may change from one call to the next.
         """
         if self.config.exists():
-            difference = _difference(self.load_config(), config)
-            if difference:
+            differs = difference(self.load_config(), config)
+            if differs:
                 raise UserError(
-                    f"{self.path} holds a run with another configuration ({difference}): "
+                    f"{self.path} holds a run with another configuration ({differs}): "
                     "choose another --run_dir, or give the flags of that run"
                 )
             return
@@ -135,9 +136,12 @@ _FREE = {
 }
 
 
-def _difference(found: Config, wanted: Config) -> str:
-    """The first setting in which two configurations differ, in words; empty if they are those of the same run."""
-    for section in vars(found):
+def difference(found: Config, wanted: Config, but: Collection[str] = ()) -> str:
+    """The first setting in which two configurations differ, in words; empty if they are those of the same run.
+
+    but: sections that may differ.
+    """
+    for section in (name for name in vars(found) if name not in but):
         old: Any = getattr(found, section)
         new: Any = getattr(wanted, section)
         for key in vars(old):
