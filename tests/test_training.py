@@ -5,9 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
-from vqunet_tf import pixels
+from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig, ClassifierConfig, Config, TrainingConfig
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
@@ -15,6 +14,7 @@ from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, crafting, selection
 from vqunet_tf.training.augment import Augment, Views
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
+from vqunet_tf.training.callbacks import Epochs
 
 
 @pytest.fixture
@@ -310,13 +310,7 @@ class TestBatches:
         batches.start(1, first=1)
         assert float(batches[0]["epsilon"].max()) == pytest.approx(0.2)
 
-    def test_an_epoch_ends_without_waiting_for_the_tuning_of_tf_data(self, images):
-        """A thread of it sleeps for up to a minute, longer after longer epochs; an epoch of milliseconds cannot show it."""
-        batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=10, flip=True), seed=3)
-        stream = PyDatasetAdapter(batches).get_tf_dataset()
-        assert stream.options().autotune.enabled is False
-
-    def test_batches_made_in_threads_come_in_order(self, images):
+    def test_fit_sees_every_batch_of_each_epoch_in_order(self, images):
         batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=2, flip=True), seed=3)
         seen = []
 
@@ -327,11 +321,25 @@ class TestBatches:
 
         model = Seeing()
         model.compile(run_eagerly=True)
-        for epoch in (0, 1):
+        for epoch, first in ((0, 0), (1, 5)):
             seen.clear()
-            batches.start(epoch)
-            model.fit(batches, verbose=0, shuffle=False)
-            np.testing.assert_array_equal(seen, [batches[i][1] for i in range(20)])
+            batches.start(epoch, first)
+            model.fit(
+                backend.feed(batches),
+                epochs=2,
+                verbose=0,
+                shuffle=False,
+                callbacks=[Epochs(batches)],
+                initial_epoch=epoch,
+            )
+            expected = [batches.order[2 * i : 2 * i + 2] for i in range(first, 20)]
+            np.testing.assert_array_equal(seen[-len(expected) :], expected)
+            assert len(seen) == (40 if epoch == 0 else 15)
+
+    def test_an_epoch_ends_without_waiting_for_the_tuning_of_tf_data(self, images):
+        """A thread of it sleeps for up to a minute, longer after longer epochs; an epoch of milliseconds cannot show it."""
+        batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=10), seed=3)
+        assert backend.feed(batches).options().autotune.enabled is False
 
     def test_batches_are_whole_shards(self, images):
         batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=16), seed=0, replicas=3)

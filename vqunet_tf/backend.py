@@ -46,6 +46,24 @@ def for_mean_over_workers(logs: dict[str, Any]) -> dict[str, Any]:
     return {name: value[None] for name, value in logs.items()} if several else logs
 
 
+def feed(batches: keras.utils.PyDataset) -> Any:
+    """Batches of one shape and a known number, as `fit` is to take them: under TensorFlow a `tf.data.Dataset`.
+
+    Keras makes one of its own, whose tuning thread sleeps for up to a minute at a time: the end of every epoch waits until it
+    wakes. This one is not tuned.
+    """
+    if not is_tensorflow():
+        return batches
+    import tensorflow as tf
+
+    signature = keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), batches[0])
+    count = len(batches)
+    dataset = tf.data.Dataset.from_generator(lambda: (batches[i] for i in range(count)), output_signature=signature)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2).with_options(options)
+
+
 def argmax(scores: Any) -> Any:
     """Index of the largest number along the last axis, int32; the first of equals.
 

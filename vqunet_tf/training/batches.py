@@ -19,9 +19,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, replicas: int = 1):
-        # Two threads, so that Keras switches tf.data's tuning off: its thread sleeps for up to a minute at a time, and the end
-        # of an epoch waits until it wakes. Not for replicas, whose shared iterator never ends when it is interrupted then.
-        super().__init__(workers=2 if replicas == 1 else 1)
+        super().__init__()
         # Equal shards: only then is the mean over replicas the mean over the batch, and Keras accepts no others.
         self.batch_size = min(batch_size, size) // replicas * replicas
         if not self.batch_size:

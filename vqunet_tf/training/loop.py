@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from vqunet_tf import backend
 from vqunet_tf.config import TrainingConfig
 from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.runs import RunFolder
@@ -138,7 +139,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
 def _fit(objective: Objective, batches: Batches, epoch: int, epochs: int, watching: list[Any]) -> None:
     objective.fit(
-        batches,
+        backend.feed(batches),
         initial_epoch=epoch,
         epochs=epochs,
         verbose=0,
