@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 
@@ -13,6 +14,7 @@ from test_runs import losses_of, save_linear, silent, tiny
 from trainers import evaluate, train
 from vqunet_tf import defenses
 from vqunet_tf.errors import Interrupted, UserError
+from vqunet_tf.models import presets
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder, save_model
 from vqunet_tf.training import adversaries, batches, checkpoints, fit
@@ -156,31 +158,65 @@ def test_another_model_under_its_name_is_refused(whole, tmp_path):
         defenses.build("dae", run.load_purifier(), run)
 
 
-def test_those_of_a_like_run_are_measured_beside_other_weights(whole, tmp_path, capsys):
-    beside = copied(whole[0], tmp_path / "beside")
+def test_those_of_a_like_run_are_measured_beside_other_weights(whole, tmp_path):
+    beside = copied(whole[0], tmp_path / "beside", "dae")
     run = copied(whole[0], tmp_path / "run", *NAMES)
-    command = ["evaluate", f"--run_dir={run.path}", "--attacks=fgsm", "--epsilons=0.1", "--num_examples=32"]
-
-    def refused(word):
-        with pytest.raises(SystemExit) as ended:
-            evaluate.console([*command, f"--baselines_dir={beside.path}", "--defenses=none,vqunet,unet"])
-        assert ended.value.code == 2 and not run.report.exists()
-        assert word in capsys.readouterr().err
-
-    config = beside.config.read_text()
-    beside.config.write_text(beside.load_config().replace({"training.epochs": 3}).to_json())
-    refused("expected a run as ")
-    beside.config.write_text(beside.load_config().replace({"training.epochs": 2, "classifier.path": "mine"}).to_json())
-    other = beside.load_classifier()
-    other.layers[-1].bias.assign(other.layers[-1].bias + 1.0)
-    save_model(other, beside.classifier)
-    refused("logits differ by up to 1")
-    beside.config.write_text(config)
-    shutil.copy(run.classifier, beside.classifier)
-    evaluate.console([*command, f"--baselines_dir={beside.path}", "--defenses=none,vqunet,unet"])
+    changes = {"classifier.path": "mine", "evaluation.num_examples": 7}  # where it came from, and what is measured
+    beside.config.write_text(beside.load_config().replace(changes).to_json())
+    moved(beside, 0.01)  # as half precision does
+    measure(run, beside)
     report = json.loads(run.report.read_text())
-    assert {row["defense"] for row in report["rows"]} == {"none", "vqunet", "unet"}
+    assert {row["defense"] for row in report["rows"]} == {"none", "vqunet", "unet", "vqvae"}
     assert " --baselines_dir=beside" in report["command"]
+    assert report["notes"] == [
+        "unet, vqvae: trained in another run with the same settings, for the same classifier (`python -m trainers.train "
+        f"--config={run.config} --classifier={run.classifier} --run_dir=beside --baselines=unet,vqvae`)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "by", "words"),
+    [
+        ({"training.epochs": 3}, 0.0, "expected the settings of .*training.epochs is 3 there, 2 here: train them with"),
+        ({"evaluation.epsilons": (0.05, 0.2)}, 0.0, r"evaluation.epsilons is \(0.05, 0.2\) there"),
+        ({"classifier.feature_layer": "dense"}, 0.0, "classifier.feature_layer is 'dense' there"),
+        ({}, 1.0, "expected the classifier of .* logits differ by up to 1: train them with"),
+        ({}, np.nan, "logits differ by up to nan"),
+        (None, 0.0, "expected one of .*unet.keras, .*, got none: train them with python -m trainers.train --config="),
+    ],
+)
+def test_those_that_learned_something_else_are_refused(whole, tmp_path, capsys, changes, by, words):
+    run = copied(whole[0], tmp_path / "run", *NAMES)
+    beside = copied(whole[0], tmp_path / "beside", *(NAMES if changes is None else ()))
+    beside.config.write_text(beside.load_config().replace(changes or {}).to_json())
+    moved(beside, by)
+    with pytest.raises(SystemExit) as ended:
+        measure(run, beside)
+    assert ended.value.code == 2 and not run.report.exists()
+    assert re.search(words, capsys.readouterr().err)
+
+
+def moved(run, by):
+    """Logits of its classifier, moved."""
+    model = run.load_classifier()
+    model.layers[-1].bias.assign(model.layers[-1].bias + by)
+    save_model(model, run.classifier)
+
+
+def measure(run, beside):
+    flags = [f"--run_dir={run.path}", f"--baselines_dir={beside.path}", "--attacks=fgsm", "--epsilons=0.1"]
+    evaluate.console(["evaluate", *flags, "--num_examples=32"])
+
+
+def test_a_missing_one_of_released_weights_is_trained_elsewhere():
+    folder = RunFolder(presets.folder("digits"))
+    with pytest.raises(UserError) as refused:
+        defenses.build("unet", None, folder)
+    preset = "vqunet_tf/presets/digits"
+    assert str(refused.value).endswith(
+        f"train it with python -m trainers.train --config={preset}/config.json --classifier={preset}/classifier.keras "
+        "--run_dir=runs/digits --baselines=unet and give --baselines_dir=runs/digits"
+    )
 
 
 def test_they_begin_where_those_beside_the_first_purifier_ended(small, whole, tmp_path):

@@ -10,8 +10,9 @@ from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig, ClassifierConfig, Config, TrainingConfig
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
+from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, crafting, selection
+from vqunet_tf.training import adversaries, crafting, fit, selection
 from vqunet_tf.training.augment import Augment, Views
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
 from vqunet_tf.training.callbacks import Epochs
@@ -335,6 +336,15 @@ class TestBatches:
             expected = [batches.order[2 * i : 2 * i + 2] for i in range(first, 20)]
             np.testing.assert_array_equal(seen[-len(expected) :], expected)
             assert len(seen) == (40 if epoch == 0 else 15)
+
+    def test_every_stage_is_fed_so(self, tmp_path, monkeypatch):
+        fed, feed = [], backend.feed
+        monkeypatch.setattr(backend, "feed", lambda batches: fed.append(type(batches)) or feed(batches))
+        smoke = preset("smoke", "digits").replace(
+            {"data.limit": 64, "training.batch_size": 32, "attack.batch_size": 64}
+        )
+        fit.train(smoke, RunFolder(tmp_path / "run"), say=lambda line: None)
+        assert fed == [ClassifierBatches, GrayBoxBatches]
 
     def test_an_epoch_ends_without_waiting_for_the_tuning_of_tf_data(self, images):
         """A thread of it sleeps for up to a minute, longer after longer epochs; an epoch of milliseconds cannot show it."""

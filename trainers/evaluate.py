@@ -3,7 +3,7 @@
     python -m trainers.evaluate --run_dir=runs/cifar10
     python -m trainers.evaluate --run_dir=runs/cifar10 --suite=adaptive --surrogate=runs/cifar10_seed1
     python -m trainers.evaluate --preset=fashion_mnist
-    python -m trainers.evaluate --preset=cifar10 --baselines_dir=runs/cifar10 --defenses=none,vqunet,unet,vqvae,dae
+    python -m trainers.evaluate --preset=cifar10 --baselines_dir=runs/cifar10
 
 Gray-box attackers know the classifier only, white-box attackers the purifier too, black-box ones see answers. Writes
 report.json, report.md, report.html and plots/ into the run folder (results/<preset> for released weights), or into
@@ -17,28 +17,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
-import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from commands.run import run
 from vqunet_tf import data
 from vqunet_tf.attacks import ATTACKS
-from vqunet_tf.config import Config, EvaluationConfig
+from vqunet_tf.config import EvaluationConfig
 from vqunet_tf.defenses import DEFENSES
 from vqunet_tf.errors import Interrupted, UserError
-from vqunet_tf.evaluation import Evaluation, describe, evaluate, html, inputs, markdown, plots, report, sample, suites
+from vqunet_tf.evaluation import (
+    Evaluation,
+    baselines,
+    describe,
+    evaluate,
+    html,
+    inputs,
+    markdown,
+    plots,
+    report,
+    sample,
+    suites,
+)
 from vqunet_tf.evaluation.cache import Cache
 from vqunet_tf.evaluation.measure import buildable
 from vqunet_tf.evaluation.suites import Plan
 from vqunet_tf.evaluation.victims import Chain, surrogates
 from vqunet_tf.models import classifiers, presets
-from vqunet_tf.runs import RunFolder, difference
+from vqunet_tf.recipes import ABLATIONS
+from vqunet_tf.runs import RunFolder
 from vqunet_tf.threat import NORMS, Threat, ThreatModel, parse_epsilon
 
 STRICT = 3  # exit status of --strict where a check failed
-_SAME_LOGITS = 0.1  # weights that were released as float16 move them by less
 
 
 def main(values: flags.FlagValues) -> None:
@@ -57,7 +67,9 @@ def main(values: flags.FlagValues) -> None:
     classifiers.check(
         classifier, test.images.shape[1:], len(test.class_names), part.images[:64], str(folder.classifier)
     )
-    trained = _baselines(values.baselines_dir, folder, config, classifier, part) if values.baselines_dir else folder
+    trained = folder
+    if values.baselines_dir:
+        trained = baselines.beside(values.baselines_dir, folder, config, classifier, part.images[:64])
     carried = _surrogates(values.surrogate, folder, test, part) if plan.carried else {}
     beside = Path("results", values.preset) if values.preset else folder.path
     output = report.make_folder(Path(values.output_dir or beside))
@@ -72,7 +84,7 @@ def main(values: flags.FlagValues) -> None:
                 part.labels,
                 attacks=plan,
                 threat_models=values.threat_models,
-                defenses=values.defenses or plan.suite.defenses or buildable(trained),
+                defenses=_defenses(values, plan, trained),
                 surrogates=carried,
                 folder=trained,
                 cache=Cache(kept, values.fresh),
@@ -82,6 +94,11 @@ def main(values: flags.FlagValues) -> None:
             )
         except KeyboardInterrupt:
             raise Interrupted("SIGINT") from None  # all that was crafted is kept
+    beside_it = [outcome.defense for outcome in evaluation.outcomes if outcome.defense in ABLATIONS]
+    if values.baselines_dir and beside_it:
+        names = list(dict.fromkeys(beside_it))
+        said = baselines.note(names, folder, str(_public(Path(values.baselines_dir))))
+        evaluation = dataclasses.replace(evaluation, notes=(*evaluation.notes, said))
     facts = describe(classifier, purifier, test, settings.batch_size)
 
     found = report.build(config, evaluation, *facts, command=_command(values, folder, plan, evaluation))
@@ -113,20 +130,10 @@ def _threats(values: flags.FlagValues, settings: EvaluationConfig, channels: int
     return found if values.norm else found + [Threat("l2", epsilon) for epsilon in longer]
 
 
-def _baselines(path: str, own: RunFolder, config: Config, classifier: keras.Model, part: data.Split) -> RunFolder:
-    """The run whose trained ablations are measured: it must differ from this one in nothing that they learned from."""
-    other = RunFolder(path)
-    differs = difference(other.load_config(), config, but=("evaluation", "classifier"))
-    if differs:
-        raise UserError(f"--baselines_dir={path}: expected a run as {own.path} is one, but {differs}")
-    few = part.images[:64]
-    gap = np.abs(classifiers.logits_of(classifier, few) - classifiers.logits_of(other.load_classifier(), few)).max()
-    if gap > _SAME_LOGITS:
-        raise UserError(
-            f"--baselines_dir={path}: expected the classifier of {own.path}, but logits differ by up to {gap:.3g}: "
-            f"train them with --classifier={own.classifier}"
-        )
-    return other
+def _defenses(values: flags.FlagValues, plan: Plan, trained: RunFolder) -> Sequence[str]:
+    """Those named, or those of the suite; ablations of another run are there to be measured."""
+    found = values.defenses or plan.suite.defenses or buildable(trained)
+    return found if values.defenses or not values.baselines_dir else [*found, *baselines.trained(trained)]
 
 
 def _surrogates(folders: Sequence[str], own: RunFolder, test: data.Split, part: data.Split) -> dict[str, Chain]:

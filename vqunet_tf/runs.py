@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +135,9 @@ _FREE = {
 }
 
 
-def difference(found: Config, wanted: Config, but: Collection[str] = ()) -> str:
-    """The first setting in which two configurations differ, in words; empty if they are those of the same run.
-
-    but: sections that may differ.
-    """
-    for section in (name for name in vars(found) if name not in but):
+def difference(found: Config, wanted: Config) -> str:
+    """The first setting in which two configurations differ, in words; empty if they are those of the same run."""
+    for section in vars(found):
         old: Any = getattr(found, section)
         new: Any = getattr(wanted, section)
         for key in vars(old):

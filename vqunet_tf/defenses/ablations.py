@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import keras
 
 from vqunet_tf.errors import UserError
-from vqunet_tf.models import VQUNet
+from vqunet_tf.models import VQUNet, presets
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.runs import RunFolder
 
@@ -24,10 +25,11 @@ def load(name: str, folder: RunFolder | None) -> keras.Model:
         raise UserError(f"the defense {name!r} is trained beside a purifier: expected a run folder, got none")
     path = folder.baseline(name)
     if not path.exists():
-        raise UserError(
-            f"{path} is missing: train it with python -m trainers.train --config={folder.config} "
-            f"--run_dir={folder.path} --baselines={name}"
-        )
+        released = folder.path.parent == presets.FOLDER
+        elsewhere = f"runs/{folder.path.name}"
+        then = f" and give --baselines_dir={elsewhere}" if released else ""
+        command = training_command(folder, [name], elsewhere if released else str(folder.path))
+        raise UserError(f"{path} is missing: train it with {command}{then}")
     model = folder.load_baseline(name)
     if not isinstance(model, VQUNet):
         raise UserError(f"{path}: expected a {name}, got a {type(model).__name__}: delete it and train it again")
@@ -38,6 +40,17 @@ def load(name: str, folder: RunFolder | None) -> keras.Model:
             f"{path}: expected a {name} with {_words(wanted)}, got {_words(found)}: delete it and train it again"
         )
     return model
+
+
+def training_command(folder: RunFolder, names: Sequence[str], run_dir: str) -> str:
+    """What trains these ablations of a run's purifier, in its own folder or, for its classifier, in another one."""
+    own = Path(run_dir) == folder.path
+    place = Path("vqunet_tf/presets", folder.path.name) if folder.path.parent == presets.FOLDER else folder.path
+    classifier = "" if own else f" --classifier={place / folder.classifier.name}"
+    return (
+        f"python -m trainers.train --config={place / folder.config.name}{classifier} "
+        f"--run_dir={run_dir} --baselines={','.join(names)}"
+    )
 
 
 def _words(settings: Mapping[str, object]) -> str:
