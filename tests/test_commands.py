@@ -90,3 +90,12 @@ def test_an_interrupted_run_cannot_be_evaluated_or_exported_and_stays(digits_run
     run.purifier.write_bytes(run.classifier.read_bytes()[:1000])
     assert "purifier.keras is not a .keras file" in refused(capsys, evaluate.console, f"--run_dir={run.path}")
     assert run.classifier.exists() and not (tmp_path / "exported").exists()
+
+
+def test_without_a_run_dir_each_objective_has_a_folder_of_its_own(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(train.fit, "train", lambda config, folder, **rest: seen.append(folder.path.as_posix()))
+    for flag in ("", "--objective=adaptive", "--run_dir=elsewhere"):
+        train.console(["train", "--dataset=digits", *filter(None, [flag])])
+    assert seen == ["runs/digits", "runs/digits_adaptive", "elsewhere"]
+    assert "next: python -m trainers.evaluate --run_dir=runs/digits_adaptive" in capsys.readouterr().out

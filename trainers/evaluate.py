@@ -94,11 +94,10 @@ def main(values: flags.FlagValues) -> None:
             )
         except KeyboardInterrupt:
             raise Interrupted("SIGINT") from None  # all that was crafted is kept
-    beside_it = [outcome.defense for outcome in evaluation.outcomes if outcome.defense in ABLATIONS]
-    if values.baselines_dir and beside_it:
-        names = list(dict.fromkeys(beside_it))
-        said = baselines.note(names, folder, str(_public(Path(values.baselines_dir))))
-        evaluation = dataclasses.replace(evaluation, notes=(*evaluation.notes, said))
+    elsewhere = [name for name in evaluation.purifiers if name in ABLATIONS and values.baselines_dir]
+    if elsewhere:
+        told = baselines.note(elsewhere, folder, str(_public(Path(values.baselines_dir))))
+        evaluation = dataclasses.replace(evaluation, notes=(*evaluation.notes, told))
     facts = describe(classifier, purifier, test, settings.batch_size)
 
     found = report.build(config, evaluation, *facts, command=_command(values, folder, plan, evaluation))

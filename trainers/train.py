@@ -38,7 +38,8 @@ SETTINGS = {
 def main(values: flags.FlagValues) -> None:
     config = _settings(values)
     name = config.data.dataset.strip("/").split("/")[-1]
-    folder = RunFolder(values.run_dir or f"runs/{name}")
+    ending = "_adaptive" if config.training.objective == "adaptive" else ""
+    folder = RunFolder(values.run_dir or f"runs/{name}{ending}")
     fit.train(config, folder, say=print, baselines=values.baselines or ())
     for path, what in folder.contents().items():
         print(f"  {path.name:<18} {what}")
@@ -86,7 +87,7 @@ def console(argv: Sequence[str] | None = None) -> None:
         "digits (embedded), fashion_mnist, cifar10, any other TFDS image-classification set, or a folder DIR/{train,test}/<class>/*.png",
     )
     text("data_dir", "where prepared TFDS data sets lie; without it $TFDS_DATA_DIR")
-    text("run_dir", "the folder of this run; without it runs/<dataset>")
+    text("run_dir", "the folder of this run; without it runs/<dataset>, or runs/<dataset>_adaptive")
     text("preset", "settings by name, without it the data set's own; smoke is a few steps")
     text("config", "settings from a file such as another run's config.json, instead of a preset")
     text("classifier", "a Keras classifier (.keras) giving logits, instead of training one")
