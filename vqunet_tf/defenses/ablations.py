@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 
 import keras
@@ -46,7 +47,9 @@ def training_command(folder: RunFolder, names: Sequence[str], run_dir: str) -> s
     """What trains these ablations of a run's purifier, in its own folder or, for its classifier, in another one."""
     own = Path(run_dir) == folder.path
     place = Path("vqunet_tf/presets", folder.path.name) if folder.path.parent == presets.FOLDER else folder.path
-    classifier = "" if own else f" --classifier={place / folder.classifier.name}"
+    classifier = (
+        "" if own else f" --classifier={place / relpath(folder.classifier, folder.path)}"
+    )  # presets may share one
     return (
         f"python -m trainers.train --config={place / folder.config.name}{classifier} "
         f"--run_dir={run_dir} --baselines={','.join(names)}"
