@@ -14,7 +14,7 @@ from vqunet_tf.config import FAMILIES, Config
 
 # Heading of a group of variants, and what the unchanged purifier is called there.
 GROUPS = {
-    "levels": ("Quantised levels", "all"),
+    "levels": ("Levels that reach the decoder", "as the preset"),
     "codes": ("Code-book size", "as the preset"),
     "gradient": ("Gradient through the quantizers", "straight-through"),
     "codebook": ("How code books learn", "moving averages"),

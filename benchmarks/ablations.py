@@ -62,10 +62,14 @@ def variants(config: Config) -> list[Variant]:
     def add(name: str, group: str, what: str, **changes: Any) -> None:
         found.append(Variant(name, group, what, {key.replace("__", "."): value for key, value in changes.items()}))
 
-    for kept in range(depth - 1, 0, -1):
-        what = f"the coarsest {kept}, no other skip connections" if kept > 1 else "the bottleneck, no skip connections"
-        add(f"levels_{kept}", "levels", what, purifier__finest_skip=depth - kept)
-    add("unquantized", "levels", "none, all skip connections: a plain U-Net", purifier__quantize=False)
+    for kept in range(depth, 0, -1):
+        coarsest = {depth: "all", 1: "the bottleneck, no skip connections"}.get(
+            kept, f"the coarsest {kept}, no other skip connections"
+        )
+        chosen = {"purifier__finest_skip": depth - kept}
+        if depth - kept != config.purifier.finest_skip:
+            add(f"levels_{kept}", "levels", coarsest, **chosen)
+        add(f"unquantized_{kept}", "levels", f"{coarsest}, without code books", **chosen, purifier__quantize=False)
     for size in CODES:
         if set(config.purifier.num_embeddings) != {size}:
             add(f"codes_{size}", "codes", f"{size} codes a level", purifier__num_embeddings=(size,))

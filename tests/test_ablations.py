@@ -81,7 +81,10 @@ def test_every_variant_changes_one_thing_that_can_be_trained(tmp_path, rng):
     for name, variant in found.items():
         assert (config.replace(variant.changes) == config) == (name == "base"), name
     images = rng.random((4, 16, 16, 1), dtype="float32")
-    quantizers = {"base": 3, "levels_2": 2, "levels_1": 1, "unquantized": 0, "gradient_codebook": 3}
+    quantizers = {"base": 3, "levels_2": 2, "levels_1": 1, "gradient_codebook": 3}
+    skips = {"unquantized_3": 0, "unquantized_2": 1, "unquantized_1": 2}
+    assert {name: found[name].changes["purifier.finest_skip"] for name in skips} == skips and "levels_3" not in found
+    quantizers |= dict.fromkeys(skips, 0)
     for name, count in quantizers.items():
         settings = config.replace(found[name].changes).purifier
         model = VQUNet(**dataclasses.asdict(settings), channels=1)
