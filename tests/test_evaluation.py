@@ -193,6 +193,23 @@ def test_the_bare_classifier_has_one_set_of_rows(problem, averaging, evaluation)
     assert [row["attack"] for row in alone.rows if row["defense"] == "none"] == ["none", "pgd", "worst"]
 
 
+def test_attacks_that_meet_the_first_images_only_say_so_and_equal_those_that_meet_all(problem, averaging, evaluation):
+    classifier, images, labels = problem
+    whole = suites.build("quick", ["fgsm", "pgd"], THREATS, steps=5)
+    plan = dataclasses.replace(whole, suite=dataclasses.replace(whole.suite, limits={"pgd": 20}))
+    found = evaluate(classifier, averaging, images, labels, attacks=plan, keep=N, batch_size=32)
+    assert {(row["attack"], row["n"]) for row in found.rows if row["attack"] != "worst"} == {
+        ("none", N),
+        ("fgsm", N),
+        ("pgd", 20),
+    }
+    assert found.notes == ("pgd met the first 20 images only",)
+    known = {(o.defense, o.attack, o.threat, o.threat_model, o.variant): o.correct for o in evaluation.outcomes}
+    for o in found.outcomes:
+        wanted = known[o.defense, o.attack, o.threat, o.threat_model, o.variant][: len(o.correct)]
+        np.testing.assert_array_equal(o.correct, wanted)
+
+
 def test_equal_arguments_give_equal_rows_whatever_the_batches(problem, averaging, evaluation):
     def numbers(found):
         return [{**row, "seconds": 0} for row in found.rows]
@@ -384,6 +401,8 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert {row["steps"] for row in found["rows"]} == {0, 1, 2}
 
     assert (run_folder.path / "plots" / "curves.png").exists()
+    _main(f"--run_dir={run_folder.path}", "--iterated_examples=100", "--epsilons=0.1", "--attacks=fgsm")
+    assert "--iterated_examples=100 --num_examples=8" in json.loads(run_folder.report.read_text())["command"]
     _main(f"--run_dir={run_folder.path}", "--epsilons=0.1", "--attacks=fgsm")
     assert not (run_folder.path / "plots" / "curves.png").exists()  # one epsilon is no curve, and the old one is wrong
 

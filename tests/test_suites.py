@@ -204,3 +204,27 @@ def test_a_worst_case_is_counted_on_the_images_that_all_of_its_attacks_met():
     assert rows.rows(equal, [WHITE])[-1]["accuracy"] == 0.5
     equal[1] = _outcome(np.arange(n) % 3, "pgd", WHITE)
     assert rows.rows(equal, [WHITE])[-1]["accuracy"] == np.mean((np.arange(n) % 4 > 0) & (np.arange(n) % 3 > 0))
+
+    # Iterated attacks met fewer than the single step did: the gray-box ones count for those who know more all the same.
+    iterated = [
+        _outcome(many(n), "none", GRAY),
+        _outcome(np.arange(n) % 5, "fgsm", GRAY),
+        _outcome(np.arange(200) % 4, "pgd", GRAY),
+        _outcome(np.arange(200) % 3, "pgd", WHITE),
+    ]
+    worst = {row["threat_model"]: row for row in rows.rows(iterated, [GRAY, WHITE]) if row["worst_case"]}
+    both = (np.arange(200) % 5 > 0) & (np.arange(200) % 4 > 0)
+    assert (worst["gray_box"]["n"], worst["gray_box"]["accuracy"]) == (200, np.mean(both))
+    assert (worst["white_box"]["n"], worst["white_box"]["accuracy"]) == (200, np.mean(both & (np.arange(200) % 3 > 0)))
+
+
+def test_iterated_attacks_can_be_held_to_the_first_images(bench):
+    plan = suites.build("full", [], THREATS, steps=3, iterated_examples=120)
+    limits = {(job.attack.name, job.limit) for job in jobs(plan, bench, plan.models)}
+    held = {(name, 120) for name in ("noise", "pgd", "cw_l2", "square")}
+    assert {*held, ("fgsm", None), ("hopskipjump", 50)} <= limits
+    assert len(limits) == len({name for name, _ in limits})  # one for each attack, gray-box or white-box
+    one = suites.build("full", ["fgsm"], THREATS[:1], steps=3, iterated_examples=120)
+    assert {job.limit for job in jobs(one, bench, one.models)} == {None}
+    with pytest.raises(UserError, match="expected at least 100 images, got 99"):
+        suites.build("full", [], THREATS, steps=3, iterated_examples=99)

@@ -58,7 +58,8 @@ def main(values: flags.FlagValues) -> None:
     config = folder.load_config()
     settings = config.evaluation
     channels = (config.data.image_shape or (1,))[-1]
-    plan = suites.build(values.suite, values.attacks, _threats(values, settings, channels), settings.pgd_steps)
+    threats = _threats(values, settings, channels)
+    plan = suites.build(values.suite, values.attacks, threats, settings.pgd_steps, values.iterated_examples)
     classifier, purifier = folder.load_classifier(), folder.load_purifier()
     inputs.check_agreement(config, classifier, purifier, str(folder.path))
 
@@ -179,6 +180,8 @@ def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation
     if values.baselines_dir:
         texts.append(f"--baselines_dir={_public(Path(values.baselines_dir))}")
     texts += [f"--surrogate={_public(Path(path))}" for path in values.surrogate if plan.carried]
+    if values.iterated_examples is not None:
+        texts.append(f"--iterated_examples={values.iterated_examples}")
     numbers = f"--num_examples={evaluation.n} --seed={evaluation.seed}"
     return " ".join(["python -m trainers.evaluate", run, f"--suite={values.suite}", *texts, numbers])
 
@@ -213,6 +216,8 @@ def console(argv: Sequence[str] | None = None) -> None:
     )
     number = "test images, from a fixed permutation; without it the run's"
     flags.DEFINE_integer("num_examples", None, number, flag_values=values)
+    fewer = "at most so many of these, the first ones, for attacks of several steps; without it all"
+    flags.DEFINE_integer("iterated_examples", None, fewer, flag_values=values)
     text("baselines_dir", None, "another run, whose trained unet, vqvae and dae are measured; without it the run's own")
     text("output_dir", None, "where to write; without it the run folder")
     text("data_dir", None, "where prepared TFDS data sets lie; without it the run's")

@@ -20,7 +20,7 @@ from vqunet_tf.evaluation import checks, inputs, probes, rows
 from vqunet_tf.evaluation.bench import Bench, Progress
 from vqunet_tf.evaluation.cache import Cache
 from vqunet_tf.evaluation.checks import Check
-from vqunet_tf.evaluation.jobs import jobs
+from vqunet_tf.evaluation.jobs import Job, jobs
 from vqunet_tf.evaluation.rows import UNDEFENDED, Outcome
 from vqunet_tf.evaluation.suites import Plan
 from vqunet_tf.evaluation.victims import DRAWS, Chain
@@ -146,7 +146,7 @@ def evaluate(
         seed,
         truth,
         bench.seconds,
-        _notes(bench, plan, asked),
+        _notes(bench, plan, asked, work),
         purifiers,
     )
 
@@ -214,18 +214,16 @@ def _random(bench: Bench) -> list[str]:
     return [name for name, chain in bench.victims.items() if chain.is_random]
 
 
-def _notes(bench: Bench, plan: Plan, asked: Sequence[ThreatModel]) -> tuple[str, ...]:
+def _notes(bench: Bench, plan: Plan, asked: Sequence[ThreatModel], work: Sequence[Job]) -> tuple[str, ...]:
     """What a reader must know beside the rows."""
     notes = [
         f"{name} answers differently each time: its gradients are means over {DRAWS} draws" for name in _random(bench)
     ]
-    if ThreatModel.BLACK_BOX in asked:
-        if plan.carried and not bench.surrogates:
-            notes.append("transfer was left out: no surrogate was given (--surrogate=RUN_DIR, a run with another seed)")
-        names = dict.fromkeys(attack.name for attack in plan.black)
-        notes += [
-            f"{name} met the first {plan.suite.limits[name]} images only"
-            for name in names
-            if plan.suite.limits.get(name, bench.count()) < bench.count()
-        ]
+    if ThreatModel.BLACK_BOX in asked and plan.carried and not bench.surrogates:
+        notes.append("transfer was left out: no surrogate was given (--surrogate=RUN_DIR, a run with another seed)")
+    met: dict[int, dict[str, None]] = {}
+    for job in work:
+        if job.limit is not None and job.limit < bench.count():
+            met.setdefault(job.limit, {})[job.attack.name] = None
+    notes += [f"{', '.join(names)} met the first {limit} images only" for limit, names in met.items()]
     return tuple(notes)

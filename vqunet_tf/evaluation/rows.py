@@ -89,7 +89,8 @@ def threats(outcomes: Iterable[Outcome]) -> list[Threat]:
 def attackers(outcomes: Iterable[Outcome], defense: str, model: ThreatModel, threat: Threat) -> list[Outcome]:
     """Everything an attacker of this kind can do: nothing, each attack, and what those who know less can do.
 
-    A white-box attacker can also use the gray-box images, and black-box ones where these are as many.
+    A white-box attacker can also use the gray-box images, and black-box ones, where these are as many as the worst case
+    of the white-box attacks is counted on.
     """
     here = [
         outcome
@@ -99,8 +100,8 @@ def attackers(outcomes: Iterable[Outcome], defense: str, model: ThreatModel, thr
     own = [o for o in here if o.attack == CLEAN or o.threat_model is model]
     if model is not ThreatModel.WHITE_BOX:
         return own
-    most = max(len(outcome.correct) for outcome in own)
-    return own + [o for o in here if o not in own and len(o.correct) >= most]
+    counted = len(worst_case(own, model).correct)
+    return own + [o for o in here if o not in own and len(o.correct) >= counted]
 
 
 def worst_case(outcomes: Sequence[Outcome], model: ThreatModel) -> Outcome:

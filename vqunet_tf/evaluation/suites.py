@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from vqunet_tf import attacks
 from vqunet_tf.attacks import Attack
 from vqunet_tf.errors import UserError, choice
+from vqunet_tf.evaluation.rows import FEW
 from vqunet_tf.evaluation.victims import VARIANTS
 from vqunet_tf.threat import Threat, ThreatModel
 
@@ -130,20 +131,32 @@ def suite(name: str, names: Sequence[str] = ()) -> Suite:
     )
 
 
-def build(name: str, names: Sequence[str], threats: Sequence[Threat], steps: int) -> Plan:
+def build(
+    name: str, names: Sequence[str], threats: Sequence[Threat], steps: int, iterated_examples: int | None = None
+) -> Plan:
     """Returns the attacks of a suite, or those named, each within the threats whose norm it has.
 
     names: overrides the suite unless empty. steps: of the iterated attacks.
+    iterated_examples: the largest number of images that attacks of several steps meet; without it all.
     threats: of several norms an attack takes the first that it has, linf before l2.
 
     Unknown names, and an attack without any of the norms, raise a `UserError`.
     """
     if not threats:
         raise UserError("expected at least one radius to attack within, got none")
+    if iterated_examples is not None and iterated_examples < FEW:
+        raise UserError(
+            f"iterated attacks: expected at least {FEW} images, got {iterated_examples}: fewer would be left out of the worst case"
+        )
     chosen = suite(name, names)
     made: dict[str, list[Attack]] = {
         each: _within(each, threats, steps) for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
     }
+
+    if iterated_examples is not None:
+        iterated = [each for each, some in made.items() if any(attack.steps > 1 for attack in some)]
+        fewer = {each: min(iterated_examples, chosen.limits.get(each, iterated_examples)) for each in iterated}
+        chosen = dataclasses.replace(chosen, limits={**chosen.limits, **fewer})
 
     def of(some: Sequence[str]) -> tuple[Attack, ...]:
         # Radius by radius, so that the first rows of a report are there first.
