@@ -14,7 +14,7 @@ from vqunet_tf.config import FAMILIES, Config
 
 # Heading of a group of variants, and what the unchanged purifier is called there.
 GROUPS = {
-    "levels": ("Levels that reach the decoder", "as the preset"),
+    "levels": ("Levels that reach the decoder", ""),  # what the preset has: `coarsest`
     "codes": ("Code-book size", "as the preset"),
     "gradient": ("Gradient through the quantizers", "straight-through"),
     "codebook": ("How code books learn", "moving averages"),
@@ -23,6 +23,12 @@ GROUPS = {
 }
 COLUMNS = {"clean": "clean", "pgd_untargeted": "PGD", "pgd_targeted": "PGD, targeted", "worst": "worst of these"}
 SEEN = {f"family_{family}": family for family in FAMILIES}
+
+
+def coarsest(kept: int, depth: int) -> str:
+    """The levels that reach the decoder, in words."""
+    few = f"the coarsest {kept}, no other skip connections" if kept > 1 else "the bottleneck, no skip connections"
+    return "all" if kept == depth else few
 
 
 class Table:
@@ -63,7 +69,7 @@ class Table:
 
     def markdown(self) -> str:
         rows, facts = self.rows(), self._facts()
-        base = rows[0]
+        base, depth = rows[0], len(self.config.purifier.widths)
         kept = f"{facts['limit']:,} training images" if facts["limit"] else "all training images"
         lines = [
             f"# {facts['dataset']}: what each part of the purifier is worth",
@@ -80,7 +86,8 @@ class Table:
             own = [row for row in rows if row["group"] == group]
             if own:
                 columns = COLUMNS if group != "families" else {**COLUMNS, **SEEN}
-                lines += ["", f"## {heading}", "", *_table([{**base, "what": unchanged}, *own], columns)]
+                what = unchanged or coarsest(depth - self.config.purifier.finest_skip, depth)
+                lines += ["", f"## {heading}", "", *_table([{**base, "what": what}, *own], columns)]
         if len(rows) == 1:
             lines += ["", *_table([base], COLUMNS)]
         if any(row["group"] == "families" for row in rows):

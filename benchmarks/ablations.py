@@ -63,13 +63,11 @@ def variants(config: Config) -> list[Variant]:
         found.append(Variant(name, group, what, {key.replace("__", "."): value for key, value in changes.items()}))
 
     for kept in range(depth, 0, -1):
-        coarsest = {depth: "all", 1: "the bottleneck, no skip connections"}.get(
-            kept, f"the coarsest {kept}, no other skip connections"
-        )
+        what = ablation_table.coarsest(kept, depth)
         chosen = {"purifier__finest_skip": depth - kept}
         if depth - kept != config.purifier.finest_skip:
-            add(f"levels_{kept}", "levels", coarsest, **chosen)
-        add(f"unquantized_{kept}", "levels", f"{coarsest}, without code books", **chosen, purifier__quantize=False)
+            add(f"levels_{kept}", "levels", what, **chosen)
+        add(f"unquantized_{kept}", "levels", f"{what}, without code books", **chosen, purifier__quantize=False)
     for size in CODES:
         if set(config.purifier.num_embeddings) != {size}:
             add(f"codes_{size}", "codes", f"{size} codes a level", purifier__num_embeddings=(size,))

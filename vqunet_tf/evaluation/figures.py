@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from vqunet_tf.evaluation.findings import OURS
 from vqunet_tf.evaluation.rows import CLEAN, FEW, UNDEFENDED, WORST
 from vqunet_tf.evaluation.statistics import wilson
-from vqunet_tf.evaluation.summary import Budget, Row, budgets, clean, defenses, find, label, radius
+from vqunet_tf.evaluation.summary import Budget, Row, budgets, defenses, find, label, radius
 from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.threat import ThreatModel
 
@@ -119,10 +119,15 @@ class Attacked:
             return _bounded(lowest, None, lacks)
         if not more:
             return _bounded(worst, worst, lacks)
+        text = f"at least {_cell(worst)}, with {', '.join(more)} in it too"
+        # An attack that met more images than all of them together says nothing of those.
+        alike = [row for row in found.values() if row["n"] == worst["n"]]
+        if not alike:
+            return Measured(text, worst["accuracy"], 1.0, (worst["interval"][0], 1.0))
+        lowest = min(alike, key=lambda row: row["accuracy"])
         at_most = _percent(lowest["accuracy"], lowest["n"])
-        text = f"at least {_cell(worst)}, with {', '.join(more)} in it too; at most {at_most}"
         span = worst["interval"][0], lowest["interval"][1]
-        return Measured(text, worst["accuracy"], lowest["accuracy"], span)
+        return Measured(f"{text}; at most {at_most}", worst["accuracy"], lowest["accuracy"], span)
 
     def _budget(self, rows: Sequence[Row]) -> Budget | None:
         known = [budget for budget in budgets(rows) if budget[0] == self.norm]
@@ -178,11 +183,15 @@ def members(rows: Sequence[Row], defense: str, model: ThreatModel, budget: Budge
     own = [row for row in here if row["threat_model"] == model.value]
     counted = own
     if model is ThreatModel.WHITE_BOX and defense != UNDEFENDED:
-        untouched = clean(rows, defense)
-        most = max([row["n"] for row in own] + ([untouched["n"]] if untouched else []), default=0)
-        counted = own + [row for row in here if row not in own and row["n"] >= most]
-    enough = min(FEW, max((row["n"] for row in counted), default=0))
+        least = min([row["n"] for row in own if row["n"] >= _enough(own)], default=0)
+        counted = own + [row for row in here if row not in own and row["n"] >= least]
+    enough = _enough(counted)
     return [row for row in counted if row["n"] >= enough], [row for row in own if row["n"] < enough]
+
+
+def _enough(rows: Sequence[Row]) -> int:
+    """How many images an attack must have met to count in a worst case."""
+    return min(FEW, max((row["n"] for row in rows), default=0))
 
 
 def _bounded(high: Row, low: Row | None, lacks: str, text: str = "") -> Measured:

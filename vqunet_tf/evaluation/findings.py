@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vqunet_tf.evaluation.rows import UNDEFENDED, Outcome
+from vqunet_tf.evaluation.rows import FEW, UNDEFENDED, Outcome
 
 OURS = "vqunet"  # the defence whose claims are judged, where it is among those measured
 
@@ -65,11 +65,14 @@ def where(outcome: Outcome) -> str:
 
 
 def minimum(corrects: Sequence[np.ndarray]) -> np.ndarray:
-    """Per image the minimum over `[m_i]` booleans, `[max m_i]`; each covers the first m_i images."""
-    result = np.ones(max(len(correct) for correct in corrects), bool)
-    for correct in corrects:
-        result[: len(correct)] &= correct
-    return result
+    """Per image the minimum over `[m_i]` booleans, each of the first m_i images, on those that all of them cover.
+
+    As in a worst case, what covers fewer than `FEW` where others cover more is left out.
+    """
+    enough = min(FEW, max(len(correct) for correct in corrects))
+    counted = [correct for correct in corrects if len(correct) >= enough]
+    n = min(len(correct) for correct in counted)
+    return np.logical_and.reduce([correct[:n] for correct in counted])
 
 
 def common(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

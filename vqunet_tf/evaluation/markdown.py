@@ -38,9 +38,15 @@ def headline(report: dict[str, Any]) -> str:
     lines = [["epsilon", "defence", "clean", *(f"{words(model)} worst" for model in ATTACKERS)]]
     for budget in summary.budgets(report["rows"]):
         for line in summary.headline(report["rows"], budget):
-            worst = [cell(line.worst[model]) for model in ATTACKERS]
+            worst = [_of(line.worst[model], line.clean) for model in ATTACKERS]
             lines.append([radius(budget), line.defense, cell(line.clean), *worst])
     return as_table(lines, numbers=1 + len(ATTACKERS))
+
+
+def _of(row: dict[str, Any] | None, clean: dict[str, Any] | None) -> str:
+    """An accuracy, with the number of images where it is of fewer than the clean one."""
+    fewer = row is not None and clean is not None and row["n"] < clean["n"]
+    return f"{cell(row)}, n = {row['n']}" if row is not None and fewer else cell(row)
 
 
 def _head(report: dict[str, Any]) -> list[str]:

@@ -123,7 +123,10 @@ def curves(rows: Sequence[Row]) -> Figure | None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("accuracy, worst of all attacks (%)")
     figure.axes[0].legend(frameon=False, fontsize=9)
-    figure.text(0.99, 0.01, f"band: 95 % interval, n = {rows[0]['n']}", ha="right", fontsize=9, color=_FAINT)
+    # The first point of each line is the clean image, which may have been seen more often.
+    met = sorted({row["n"] for _, _, lines in found for line in lines.values() for row in line[1:]})
+    many = " to ".join(map(str, dict.fromkeys((met[0], met[-1]))))
+    figure.text(0.99, 0.01, f"band: 95 % interval, n = {many}", ha="right", fontsize=9, color=_FAINT)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     return figure
 
