@@ -47,9 +47,8 @@ def training_command(folder: RunFolder, names: Sequence[str], run_dir: str) -> s
     """What trains these ablations of a run's purifier, in its own folder or, for its classifier, in another one."""
     own = Path(run_dir) == folder.path
     place = Path("vqunet_tf/presets", folder.path.name) if folder.path.parent == presets.FOLDER else folder.path
-    classifier = (
-        "" if own else f" --classifier={place / relpath(folder.classifier, folder.path)}"
-    )  # presets may share one
+    shared = place / relpath(folder.classifier, folder.path)  # presets may share one
+    classifier = "" if own else f" --classifier={shared}"
     return (
         f"python -m trainers.train --config={place / folder.config.name}{classifier} "
         f"--run_dir={run_dir} --baselines={','.join(names)}"
