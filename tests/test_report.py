@@ -271,11 +271,17 @@ def test_an_attack_that_met_few_images_says_so(config, evaluation, finished):
     assert tree.table("headline")[-1][-1] == text
     assert [item.text for item in tree.all("li")][0] == found["notes"][0]
     assert found["notes"][0] in markdown.render(found)
+    assert ", n = 11 |" in markdown.render(found)
     assert tree.table("headline")[0][4] == "Black-boxSquare only"  # a worst case of one is named
     assert "Here: square." in markdown.render(found)
     counted = classes.per_class([o for o in outcomes if o.defense == "jpeg"], evaluation.truth, models, 4)
     row = _row(counted["rows"], threat_model="black_box", attack="worst")
     assert row["n"] == [int((evaluation.truth[:11] == k).sum()) for k in range(4)]
+    assert classes.first(row, counted["n"]) == " (first 11)"
+    clean = _row(counted["rows"], attack="none")
+    assert classes.first(clean, counted["n"]) == ""
+    text = {label.get_text() for label in plots.classes(counted, NAMES).axes[0].get_xticklabels()}
+    assert "black-box 0.3 (first 11)" in text
 
 
 def test_without_all_true_classes_there_is_no_table_of_classes(config, evaluation, finished):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,11 @@ def per_class(
                 worst = worst_case(attackers(outcomes, name, model, threat), model)
                 rows.append(_row(worst, WORST, truth, len(n)))
     return {"n": n.tolist(), "rows": rows}
+
+
+def first(row: Mapping[str, Any], n: Sequence[int]) -> str:
+    """` (first 1000)` for a row of `per_class` of fewer images than there are, `n` of each class; else nothing."""
+    return f" (first {sum(row['n'])})" if sum(row["n"]) < sum(n) else ""
 
 
 def truth(evaluation: Any) -> np.ndarray | None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from vqunet_tf import pixels
 from vqunet_tf.evaluation import charts, palette, pictures, summary
+from vqunet_tf.evaluation.classes import first
 from vqunet_tf.evaluation.measure import Evaluation
 from vqunet_tf.evaluation.pictures import CodeMaps, Strip
 from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED, WORST
@@ -102,7 +103,7 @@ def class_tables(report: dict[str, Any], class_names: Sequence[str]) -> dict[Bud
                 if row["defense"] in (UNDEFENDED, main):
                     columns["clean" if row["defense"] == UNDEFENDED else "purified"] = row["accuracy"]
             elif (row["attack"], row["defense"], row["norm"], row["epsilon"]) == (WORST, main, *budget):
-                columns[summary.words(ThreatModel(row["threat_model"]))] = row["accuracy"]
+                columns[summary.words(ThreatModel(row["threat_model"])) + first(row, found["n"])] = row["accuracy"]
         bare = columns.get("clean", [None] * len(found["n"]))
         lines = []
         for k, n in enumerate(found["n"]):

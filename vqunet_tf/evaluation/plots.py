@@ -15,7 +15,7 @@ from PIL import Image
 
 from vqunet_tf import pixels
 from vqunet_tf.evaluation import charts, palette, summary
-from vqunet_tf.evaluation.classes import per_class, truth
+from vqunet_tf.evaluation.classes import first, per_class, truth
 from vqunet_tf.evaluation.measure import Evaluation
 from vqunet_tf.evaluation.pictures import CodeMaps, Strip, code_maps, shown, strips
 from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED
@@ -199,6 +199,7 @@ def classes(found: dict[str, Any], class_names: Sequence[str]) -> Figure:
             kept["clean" if row["defense"] == UNDEFENDED else "purified"] = row["accuracy"]
         elif row["defense"] == main:
             title = f"{words(ThreatModel(row['threat_model']))} {radius((row['norm'], row['epsilon']))}"
+            title += first(row, found["n"])
             kept[title] = row["accuracy"]
     names = [f"{name} ({n})" for name, n in zip(class_names, found["n"], strict=False)]
     figure = _figure(2.0 + 0.75 * len(kept), 1.2 + 0.3 * len(names))
