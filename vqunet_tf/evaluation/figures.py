@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vqunet_tf.evaluation.findings import OURS
-from vqunet_tf.evaluation.rows import CLEAN, FEW, UNDEFENDED, WORST
+from vqunet_tf.evaluation.rows import CLEAN, UNDEFENDED, WORST, enough
 from vqunet_tf.evaluation.statistics import wilson
 from vqunet_tf.evaluation.summary import Budget, Row, budgets, defenses, find, label, radius
 from vqunet_tf.recipes import ABLATIONS
@@ -183,15 +183,10 @@ def members(rows: Sequence[Row], defense: str, model: ThreatModel, budget: Budge
     own = [row for row in here if row["threat_model"] == model.value]
     counted = own
     if model is ThreatModel.WHITE_BOX and defense != UNDEFENDED:
-        least = min([row["n"] for row in own if row["n"] >= _enough(own)], default=0)
+        least = min([row["n"] for row in own if row["n"] >= enough(row["n"] for row in own)], default=0)
         counted = own + [row for row in here if row not in own and row["n"] >= least]
-    enough = _enough(counted)
-    return [row for row in counted if row["n"] >= enough], [row for row in own if row["n"] < enough]
-
-
-def _enough(rows: Sequence[Row]) -> int:
-    """How many images an attack must have met to count in a worst case."""
-    return min(FEW, max((row["n"] for row in rows), default=0))
+    least = enough(row["n"] for row in counted)
+    return [row for row in counted if row["n"] >= least], [row for row in own if row["n"] < least]
 
 
 def _bounded(high: Row, low: Row | None, lacks: str, text: str = "") -> Measured:

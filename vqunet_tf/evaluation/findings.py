@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vqunet_tf.evaluation.rows import FEW, UNDEFENDED, Outcome
+from vqunet_tf.evaluation.rows import UNDEFENDED, Outcome, enough
 
 OURS = "vqunet"  # the defence whose claims are judged, where it is among those measured
 
@@ -69,8 +69,8 @@ def minimum(corrects: Sequence[np.ndarray]) -> np.ndarray:
 
     As in a worst case, what covers fewer than `FEW` where others cover more is left out.
     """
-    enough = min(FEW, max(len(correct) for correct in corrects))
-    counted = [correct for correct in corrects if len(correct) >= enough]
+    least = enough(len(correct) for correct in corrects)
+    counted = [correct for correct in corrects if len(correct) >= least]
     n = min(len(correct) for correct in counted)
     return np.logical_and.reduce([correct[:n] for correct in counted])
 

@@ -111,8 +111,13 @@ def worst_case(outcomes: Sequence[Outcome], model: ThreatModel) -> Outcome:
     left out: it would take away most of the images.
     """
     attacked = [outcome for outcome in outcomes if outcome.attack != CLEAN]
-    enough = min(FEW, max(len(outcome.correct) for outcome in attacked))
-    return _all_of([outcome for outcome in outcomes if len(outcome.correct) >= enough], WORST, model)
+    least = enough(len(outcome.correct) for outcome in attacked)
+    return _all_of([outcome for outcome in outcomes if len(outcome.correct) >= least], WORST, model)
+
+
+def enough(counts: Iterable[int]) -> int:
+    """How many images an attack must have met to count in a worst case, by how many each of them met."""
+    return min(FEW, max(counts, default=0))
 
 
 def _all_of(outcomes: Sequence[Outcome], name: str, model: ThreatModel) -> Outcome:
