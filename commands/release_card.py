@@ -103,7 +103,7 @@ def _recipe(config: Config) -> str:
         f"{training.epochs} epochs of batches of {training.batch_size}",
         f"{optimizer}, learning rate up to {training.learning_rate:g}",
     ]
-    if training.objective == "adaptive" and training.encoder_epochs:
+    if training.encoder_epochs:
         rate = f"learning rate up to {training.encoder_learning_rate or training.learning_rate:g}"
         parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}")
     if training.objective == "adaptive":
@@ -125,7 +125,7 @@ def _steps(config: Config, counts: tuple[int, int] | None, given: bool) -> str:
         return "not counted: the data were not at hand"
     training, settings = config.training, config.classifier
     parts = {} if given else {"classifier": (settings.epochs, settings.batch_size)}
-    if training.objective == "adaptive" and training.encoder_epochs:
+    if training.encoder_epochs:
         parts["encoder"] = (training.encoder_epochs, training.batch_size)
     parts["purifier"] = (training.epochs, training.batch_size)
     steps = {role: epochs * (counts[0] // min(size, counts[0])) for role, (epochs, size) in parts.items()}

@@ -23,7 +23,7 @@ def of_run(folder: RunFolder) -> str:
     config = folder.load_config()
     data, shape = config.data, "×".join(map(str, config.data.image_shape))
     epochs = f"{config.training.epochs} epochs"
-    if config.training.objective == "adaptive" and config.training.encoder_epochs:
+    if config.training.encoder_epochs:
         epochs = f"{config.training.encoder_epochs} epochs of the encoder alone, then {epochs}"
     rows = {
         "data": f"{data.dataset}, images {shape}, {len(data.class_names)} classes",

@@ -78,6 +78,10 @@ def main(folder: Path) -> None:
     objective.head.set_weights([head, np.zeros(head.shape[1], "float32")])
     results["losses head"] = steps(objective, inputs)
     results["losses encoder"] = steps(EncoderObjective(defended.purifier, objective.head, shares), inputs)
+    shown = {"seen": images[::-1].copy(), "clean": images, "label": inputs["label"]}
+    results["losses encoder shown"] = steps(EncoderObjective(defended.purifier, objective.head, shares), shown)
+    guided = GrayBoxObjective(defended.purifier, guide, shares, objective.head)
+    results["losses gray_box head"] = steps(guided, shown)
     train_a_run(folder)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)

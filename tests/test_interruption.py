@@ -72,15 +72,17 @@ def test_a_stopped_run_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch)
         fit.train(small(**{"training.epochs": 3}), run, say=silent)
 
 
-# The encoder takes 2 + 2 steps, the purifier 2.
-@pytest.mark.parametrize("calls", [1, 3, 4, 5], ids=lambda calls: f"asked_{calls}_times")
-def test_an_encoder_that_learns_alone_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch):
+# The encoder takes 2 + 2 steps, the purifier 2; for gray_box batches are crafted and answered first.
+@pytest.mark.parametrize(
+    ("objective", "calls"), [("adaptive", 1), ("adaptive", 3), ("adaptive", 4), ("adaptive", 5), ("gray_box", 8)]
+)
+def test_an_encoder_that_learns_alone_goes_on_where_it_was(objective, calls, whole, tmp_path, monkeypatch):
     config = small(
         **{
             "classifier.path": str(whole.classifier),
-            "training.objective": "adaptive",
+            "training.objective": objective,
             "training.head_weight": 1.0,
-            "training.attack_on": "head",
+            **({"training.attack_on": "head"} if objective == "adaptive" else {}),
             "training.encoder_epochs": 2,
             "training.epochs": 1,
             "training.selection": "last",

@@ -77,6 +77,27 @@ class TestGrayBox:
         faded = float(objective.compute_loss({**inputs, "pixel_weight": np.full(4, 0.5, "float32")}, None, outputs))
         assert loss - faded == pytest.approx(1.5 * pixel, rel=1e-4)
 
+    def test_a_head_on_the_bottleneck_learns_the_class(self, guide, images):
+        """Its cross-entropy by hand; a head that is given goes on, with its own weights."""
+        purifier, weight = tiny_purifier(), 3.0
+        head = new_head(purifier, 4)
+        plain, headed = (
+            GrayBoxObjective(purifier, guide, TrainingConfig(head_weight=each), head) for each in (0.0, weight)
+        )
+        inputs = {"seen": images[:4], "clean": images[4:8], "label": np.array([3, 0, 2, 2], "int32")}
+        kernel, bias = (np.asarray(part, "float64") for part in head.get_weights())
+        bottleneck = np.asarray(purifier.graph(pixels.to_unit(images[:4]))["bottleneck"], "float64")
+        logits = np.maximum(bottleneck, 0).mean(axis=(1, 2)) @ kernel + bias
+        expected = -weight * log_softmax(logits)[np.arange(4), inputs["label"]].mean()
+        losses = [float(each.compute_loss(inputs, None, each(inputs))) for each in (plain, headed)]
+        assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-4)
+        assert headed.head is head and plain.head is None
+        own = GrayBoxObjective(purifier, guide, TrainingConfig(head_weight=weight)).head
+        assert own is not head and own.kernel.shape == (4, 4)
+        headed.compile(optimizer=keras.optimizers.SGD(0.1))
+        headed.train_on_batch(inputs)
+        assert np.abs(head.get_weights()[0] - kernel).max() > 1e-4
+
     def test_answers_known_beforehand_change_nothing(self, guide, images):
         objective = GrayBoxObjective(tiny_purifier(), guide, TrainingConfig(feature_weight=1.0))
         inputs = {"seen": images[:4], "clean": images[4:8]}
@@ -265,6 +286,8 @@ def test_an_encoder_that_learns_alone(classifier, images):
     expected = -log_softmax(logits)[np.arange(40), inputs["label"]].mean()
     assert float(objective.compute_loss(inputs, None, logits)) == pytest.approx(expected, rel=1e-5)
     assert np.abs(np.asarray(objective(inputs)) - logits).max() > 1e-4  # outside training nothing is attacked
+    given = {"seen": images, "label": inputs["label"]}  # nor is what comes attacked, or not, from elsewhere
+    np.testing.assert_array_equal(objective(given, training=True), objective({"clean": images}))
 
     objective.compile(optimizer=keras.optimizers.Adam(1e-2))
     before = {weight.path: keras.ops.convert_to_numpy(weight) for weight in purifier.weights}

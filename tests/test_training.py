@@ -14,7 +14,7 @@ from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, crafting, fit, selection
 from vqunet_tf.training.augment import Augment, Views
-from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
+from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.callbacks import Epochs
 
 
@@ -279,6 +279,27 @@ class TestBatches:
         settings = TrainingConfig(batch_size=40, clean=0, noisy=0, adversarial=1)
         inputs = GrayBoxBatches(views, 255 - shown, settings, AttackConfig())[0]
         np.testing.assert_array_equal(inputs["seen"], 255 - inputs["clean"])
+
+    def test_an_encoder_sees_what_the_purifier_will_moved_once_more(self, images):
+        """Each image as the purifier is shown it, with its label, as any of 25 crops of the mirrored border, or that mirrored."""
+        views = Views(images, 2, 2, True, 0)
+        shown = np.stack([255 - views(np.full(40, i), np.arange(40)) for i in (0, 1)])
+        settings = TrainingConfig(batch_size=40, max_shift=2, flip=True, pixel_weight=2.0, final_pixel_weight=1.0)
+        whole = GrayBoxBatches(views, shown, settings, AttackConfig(), labels=np.arange(40))
+        batches = EncoderBatches(whole, settings)
+        assert len(batches) == len(whole) == 1
+        found, expected = batches[0], whole[0]
+        assert set(found) == {"seen", "label"} and set(expected) == {"seen", "clean", "label", "pixel_weight"}
+        np.testing.assert_array_equal(found["label"], expected["label"])
+        assert sorted(found["label"]) == list(range(40))
+        padded = np.pad(expected["seen"], [(0, 0), (2, 2), (2, 2), (0, 0)], mode="symmetric")
+        for image, source in zip(found["seen"], padded, strict=True):
+            crops = [source[t : t + 8, s : s + 8] for t in range(5) for s in range(5)]
+            assert any(np.array_equal(image, c) or np.array_equal(image, c[:, ::-1]) for c in crops)
+        assert np.mean([np.array_equal(a, b) for a, b in zip(found["seen"], expected["seen"], strict=True)]) < 0.3
+        np.testing.assert_array_equal(found["seen"], batches[0]["seen"])  # the same for the same seed and step
+        still = EncoderBatches(whole, dataclasses.replace(settings, max_shift=0, flip=False))
+        np.testing.assert_array_equal(still[0]["seen"], expected["seen"])
 
     def test_the_weight_of_the_pixels_fades_by_equal_factors(self, images):
         """Two batches an epoch, four epochs, half of the eight steps: from 16 to 1 in four steps, then it stays."""

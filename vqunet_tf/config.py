@@ -129,11 +129,11 @@ class TrainingConfig:
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
     attack_gradients: what passes them in the attack in the loop and while its images are learned, each for its share of a
         batch; `identity` switches the quantizers off for its share; none is `gradient` (adaptive).
-    head_weight: of the cross-entropy of a linear classifier on the bottleneck, which learns beside the purifier; 0 leaves it out
-        (adaptive).
+    head_weight: of the cross-entropy of a linear classifier on the bottleneck, which learns beside the purifier; 0 leaves it out.
     attack_on: `chain` or `head`, what the attack in the loop climbs (adaptive).
-    encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, attacked on the
-        head, with the quantizers off, and their learning rate, where it is another (adaptive).
+    encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, with the
+        quantizers off (gray_box: shown what the purifier is shown; adaptive: attacked on the head), and their learning rate, where it
+        is another.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon`, of the encoder's where it has its own
         (adaptive).

@@ -69,10 +69,11 @@ class GrayBoxBatches(Batches):
 
     An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
     random sign, its size drawn up to the attack's radius. Where the weight of the pixels fades, "pixel_weight" float32
-    [B] is what it is at this step.
+    [B] is what it is at this step; where there are labels, "label" int32 [B].
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
+        labels: [N], for a head.
         answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 
@@ -84,9 +85,11 @@ class GrayBoxBatches(Batches):
         attack: AttackConfig,
         replicas: int = 1,
         answers: dict[str, np.ndarray] | None = None,
+        labels: np.ndarray | None = None,
     ):
         super().__init__(adversarial.shape[1], training.batch_size, training.seed, replicas)
         self.views, self.adversarial, self.answers = views, adversarial, answers
+        self.labels = labels
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
@@ -112,6 +115,8 @@ class GrayBoxBatches(Batches):
         attacked = np.flatnonzero(kind == 2)
         seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
         said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
+        if self.labels is not None:
+            said["label"] = self.labels[chosen].astype(np.int32)
         return {"seen": seen, "clean": clean, **said}
 
     def _with_noise(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -121,6 +126,25 @@ class GrayBoxBatches(Batches):
         noise = np.where(kind == 0, 0.5 * normal, np.where(kind == 1, uniform, np.sign(uniform)))
         radius = self.radius * rng.random((len(images), 1, 1, 1), dtype=np.float32) ** self.power
         return np.clip(np.rint(images + radius * noise), 0, 255).astype(np.uint8)
+
+
+class EncoderBatches(Batches):
+    """{"seen": uint8 [B, H, W, C], "label": int32 [B]}: what the purifier is shown, shifted and flipped once more, anew each time.
+
+    What was crafted for one view is no adversary of another; but a head is asked for the class alone, and that stays.
+
+    Args:
+        shown: with labels.
+    """
+
+    def __init__(self, shown: GrayBoxBatches, training: TrainingConfig):
+        super().__init__(shown.size, shown.batch_size, training.seed)
+        self.shown, self.max_shift, self.flip = shown, training.max_shift, training.flip
+
+    def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
+        found = self.shown.batch(chosen, rng)
+        augment = Augment(found["seen"], self.max_shift, self.flip)
+        return {"seen": augment(np.arange(len(chosen)), augment.draw(rng, len(chosen))), "label": found["label"]}
 
 
 class AdaptiveBatches(Batches):

@@ -1,4 +1,4 @@
-"""The encoder's own first stage of adaptive training: robust features before there is a decoder to please."""
+"""The encoder's own first stage: robust features before there is a decoder to please."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from vqunet_tf.training.objectives import Objective, climb, cross_entropy, glanc
 
 
 class EncoderObjective(Objective):
-    """Adversarial training of the encoder with a linear head on the bottleneck, without quantizers.
+    """Trains the encoder with a linear head on the bottleneck, without quantizers.
 
-    CE(h(x'), y) as in `AdaptiveObjective`, with x' attacked on h: neither decoder nor classifier is computed.
+    CE(h(x'), y) of what the batches say is seen (`GrayBoxObjective`); where they do not, x' is attacked on h, as in
+    `AdaptiveObjective`. Neither decoder nor classifier is computed.
 
     Attributes:
         learner: images -> the head's logits, a model of the encoder and the head; what learns.
@@ -30,8 +31,8 @@ class EncoderObjective(Objective):
         self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
-        seen = clean = pixels.to_unit(inputs["clean"])
-        if training:
+        seen = clean = pixels.to_unit(inputs["seen" if "seen" in inputs else "clean"])
+        if training and "seen" not in inputs:
             given = (inputs["start"], inputs["epsilon"], inputs["label"], self.attack_steps, self.step_size)
             seen = ops.stop_gradient(climb(self.learner, clean, *given))
         return self.learner(seen)

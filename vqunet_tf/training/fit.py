@@ -18,7 +18,7 @@ from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import checkpoints, crafting, devices, given, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
-from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, GrayBoxBatches
+from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective
 from vqunet_tf.training.interruption import Interruption
 from vqunet_tf.training.objectives import (
@@ -187,8 +187,9 @@ class _Stages:
             # Outside the scope of a strategy: in there every replica would craft and answer.
             make = crafting.Crafting(config, self.run, self.split.images, self._known_guide, self.stop)
             views, adversarial = make(0)
+            labels = self.split.labels if training.head_weight else None
             batches = GrayBoxBatches(
-                views, adversarial, training, config.attack, self.replicas, answers=make.answers(views)
+                views, adversarial, training, config.attack, self.replicas, make.answers(views), labels
             )
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
@@ -203,7 +204,7 @@ class _Stages:
             if wanted.start is not None:
                 purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
-        head = self._train_encoder(wanted.name, purifier) if training.objective == "adaptive" else None
+        head = self._train_encoder(wanted.name, purifier, batches) if training.encoder_epochs else None
         with devices.scope(training.strategy):
             classifier = self.run.load_classifier()
             classifier.trainable = False
@@ -211,7 +212,7 @@ class _Stages:
             objective = (
                 AdaptiveObjective(purifier, frozen, training, head)
                 if training.objective == "adaptive"
-                else GrayBoxObjective(purifier, self._guide(frozen), training)
+                else GrayBoxObjective(purifier, self._guide(frozen), training, head)
             )
             stage = loop.Stage(
                 name=wanted.name,
@@ -234,14 +235,15 @@ class _Stages:
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
         _save(_in_float32(build, purifier), wanted.path)
 
-    def _train_encoder(self, name: str, purifier: VQUNet) -> keras.layers.Dense | None:
-        """Trains the encoder of a purifier with a head alone and returns the head, if that is asked for."""
+    def _train_encoder(self, name: str, purifier: VQUNet, whole: Any) -> keras.layers.Dense:
+        """Trains the encoder of a purifier with a head alone and returns the head; `whole` is what the purifier will learn from."""
         config, training = self.config, self.config.training
-        if not training.encoder_epochs:
-            return None
         rate = training.encoder_learning_rate
-        alone = dataclasses.replace(training, epochs=training.encoder_epochs)
-        batches = AdaptiveBatches(self.split.images, self.split.labels, alone, config.attack, self.replicas)
+        if isinstance(whole, GrayBoxBatches):
+            batches: Any = EncoderBatches(whole, training)
+        else:
+            alone = dataclasses.replace(training, epochs=training.encoder_epochs)
+            batches = AdaptiveBatches(self.split.images, self.split.labels, alone, config.attack, self.replicas)
         with devices.scope(training.strategy):
             head = new_head(purifier, len(self.split.class_names))
             objective = EncoderObjective(purifier, head, training)
@@ -250,13 +252,13 @@ class _Stages:
             objective=objective,
             trained=objective.learner,
             batches=batches,
-            epochs=alone.epochs,
+            epochs=training.encoder_epochs,
             learning_rate=training.learning_rate if rate is None else rate,
             weight_decay=training.weight_decay,
             warmup=training.warmup,
             muon=training.muon,
         )
-        averages = self._averages(objective.learner, batches, alone.epochs)
+        averages = self._averages(objective.learner, batches, training.encoder_epochs)
         boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
         loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
         return head

@@ -79,31 +79,43 @@ class GrayBoxObjective(Objective):
       + feature_weight  * mean of |phi(P(x')) - phi(x)|^2 / |phi(x)|^2         feature guidance, after the high-level
                                                                                guided denoiser (Liao et al. 2018,
                                                                                arXiv 1712.02976)
+      + head_weight     * CE(h(x'), y)                                         of a linear head on the bottleneck (deep
+                                                                               supervision, Lee et al. 2015, arXiv 1409.5185)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
+    The head h, of the mean over all places, learns beside the purifier and is then thrown away.
     The quantizers' losses are outputs added here: `add_loss` is not safe under `tf.distribute` once a layer
     synchronises its replicas.
 
     Args:
         guide: the frozen classifier with its features (`classifiers.with_features`).
+        head: that learned before (`encoder.EncoderObjective`), to go on with; None is a new one.
     """
 
-    def __init__(self, purifier: VQUNet, guide: keras.Model, config: TrainingConfig):
+    def __init__(
+        self, purifier: VQUNet, guide: keras.Model, config: TrainingConfig, head: keras.layers.Dense | None = None
+    ):
         super().__init__(
             {
                 "pixel": config.pixel_weight,
                 "guidance": config.guidance_weight,
                 "feature": config.feature_weight,
+                **({"head": config.head_weight} if config.head_weight else {}),
                 "codebook": config.codebook_weight,
             }
         )
         self.purifier = purifier
         self.guide = guide
         self.guide.trainable = False
+        self.head = None
+        if config.head_weight:
+            self.head = new_head(purifier, guide.output["logits"].shape[-1]) if head is None else head
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         result = self.purifier.graph(pixels.to_unit(inputs["seen"]), training=training)
         found = self.guide(result["images"], training=False)
+        if self.head is not None:
+            found = {**found, "head": glance(self.head, result["bottleneck"])}
         return {"images": result["images"], "codebook": result["loss"], **found}
 
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
@@ -115,6 +127,7 @@ class GrayBoxObjective(Objective):
             "guidance": divergence(wanted["logits"], outputs["logits"]),
             "feature": relative_error(wanted["features"], outputs["features"]),
             "codebook": outputs["codebook"],
+            **({"head": cross_entropy(outputs["head"], x["label"])} if self.head is not None else {}),
         }
 
     def weights_for(self, x: Any) -> dict[str, Any]:
