@@ -10,7 +10,9 @@ from vqunet_tf.recipes import preset
 
 # Every part of the loss with a weight of its own.
 WEIGHTS = {"training.feature_weight": 0.5, "training.guidance_weight": 2.0, "training.codebook_weight": 0.7}
-CONFIG = preset("smoke", "smoke").replace({"training.batch_size": 8, "attack.batch_size": 8, **WEIGHTS})
+# The bare loop has neither of these.
+LEFT_OUT = {"training.head_weight": 1.0, "training.final_pixel_weight": 0.5}
+CONFIG = preset("smoke", "smoke").replace({"training.batch_size": 8, "attack.batch_size": 8, **WEIGHTS, **LEFT_OUT})
 SHAPE = (8, 8, 1)
 
 

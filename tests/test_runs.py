@@ -83,7 +83,7 @@ def test_four_replicas_train_like_one_device(tmp_path):
         run = RunFolder(tmp_path / strategy)
         changes = {"classifier.path": str(tmp_path / "mine.keras"), "training.strategy": strategy}
         # A small rate: rounding that tips the choice of a code is a difference that grows.
-        changes |= {"training.feature_weight": 0.5, "training.head_weight": 0.5}
+        changes |= {"training.feature_weight": 0.5, "training.head_weight": 0.5, "training.encoder_epochs": 2}
         changes |= {"training.epochs": 10, "training.learning_rate": 5e-4}
         fit.train(tiny(**changes), run, say=silent)
         losses[strategy] = losses_of(run)

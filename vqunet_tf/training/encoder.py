@@ -1,4 +1,4 @@
-"""The encoder's own first stage: robust features before there is a decoder to please."""
+"""The encoder's own first stage: features that tell the class, attacked or not, before there is a decoder to please."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EncoderObjective(Objective):
         into, out_of = (purifier.graph.get_layer(f"{name}_codes_{len(purifier.widths) - 1}") for name in ("to", "from"))
         self.learner = keras.Model(purifier.graph.inputs, glance(head, out_of(into.output)))
         self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
-        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="attacked_accuracy")
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy(name="head_accuracy")
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         seen = clean = pixels.to_unit(inputs["seen" if "seen" in inputs else "clean"])
