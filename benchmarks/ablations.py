@@ -216,10 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     shorter = {"data.limit": options.limit, "training.epochs": options.epochs}
-    # Without a head, which teaches the class whatever else is left out.
-    plain = {"training.selection": "last", "training.encoder_epochs": 0, "training.head_weight": 0.0}
     config = preset(options.preset, options.dataset).replace(
-        {**plain, **{key: value for key, value in shorter.items() if value}}
+        {"training.selection": "last", **{key: value for key, value in shorter.items() if value}}
     )
     config = config.override(options.set)
     known = {variant.name: variant for variant in variants(config)}
