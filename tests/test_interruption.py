@@ -74,7 +74,8 @@ def test_a_stopped_run_goes_on_where_it_was(calls, whole, tmp_path, monkeypatch)
 
 # The encoder takes 2 + 2 steps, the purifier 2; for gray_box batches are crafted and answered first.
 @pytest.mark.parametrize(
-    ("objective", "calls"), [("adaptive", 1), ("adaptive", 3), ("adaptive", 4), ("adaptive", 5), ("gray_box", 5), ("gray_box", 7)]
+    ("objective", "calls"),
+    [("adaptive", 1), ("adaptive", 3), ("adaptive", 4), ("adaptive", 5), ("gray_box", 5), ("gray_box", 7)],
 )
 def test_an_encoder_that_learns_alone_goes_on_where_it_was(objective, calls, whole, tmp_path, monkeypatch):
     config = small(

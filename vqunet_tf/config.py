@@ -132,8 +132,8 @@ class TrainingConfig:
     head_weight: of the cross-entropy of a linear classifier on the bottleneck, which learns beside the purifier; 0 leaves it out.
     attack_on: `chain` or `head`, what the attack in the loop climbs (adaptive).
     encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, with the
-        quantizers off (gray_box: shown what the purifier is shown, shifted and flipped once more; adaptive: attacked on the head), and their learning rate, where it
-        is another.
+        quantizers off (gray_box: shown what the purifier is shown, shifted and flipped once more; adaptive: attacked on the
+        head), and their learning rate, where it is another.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon`, of the encoder's where it has its own
         (adaptive).
@@ -241,7 +241,8 @@ class AttackConfig:
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
     leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated, momentum.
-    refresh: epochs of the purifier after which all are crafted anew; 0 crafts once for the run. An encoder that learns alone sees the first.
+    refresh: epochs of the purifier after which all are crafted anew; 0 crafts once for the run. An encoder that learns alone
+        sees the first.
     """
 
     epsilon: float = 0.1
