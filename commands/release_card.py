@@ -88,8 +88,12 @@ def _purifier(config: Config, model: VQUNet) -> str:
     codes = f"codes per level {_listed(model.num_embeddings)} of {_listed(model.embedding_dim)} numbers"
     groups = f", groups {_listed(model.groups)}" if set(model.groups) != {1} else ""
     cost = multiply_accumulates(model, config.data.image_shape) / 1e6
+    blocks = f", {model.blocks} blocks a level" if model.blocks > 1 else ""
+    if model.decoder_widths or model.decoder_blocks:
+        other = model.decoder_blocks or model.blocks
+        blocks += f" (decoder {_listed(model.decoder_widths or model.widths)}, {other} a level)"
     return (
-        f"VQUNet, widths {_listed(model.widths)}, {codes}{groups}, stem {model.stem}, {model.count_params():,} parameters, "
+        f"VQUNet, widths {_listed(model.widths)}{blocks}, {codes}{groups}, stem {model.stem}, {model.count_params():,} parameters, "
         f"{cost:.2f} million multiply-accumulates an image"
     )
 

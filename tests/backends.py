@@ -16,7 +16,7 @@ from vqunet_tf.config import AttackConfig, TrainingConfig
 from vqunet_tf.models import classifiers
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, fit
+from vqunet_tf.training import adversaries, fit, loop
 from vqunet_tf.training.encoder import EncoderObjective
 from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
 
@@ -36,6 +36,19 @@ def train_a_run(folder):
     }
     config = preset("smoke", "digits").replace(settings)
     fit.train(config, RunFolder(folder / f"run_{keras.backend.backend()}"), say=print)
+    # Averages bring the weights of JAX up to date at every step here: without them nobody else may rely on that.
+    short = config.replace({"training.average": 0.0, "training.epochs": 1})
+    fit.train(short, RunFolder(folder / f"short_{keras.backend.backend()}"), say=print)
+
+
+def refuse_eager(objective, *rest, fitted=loop._fit):
+    """JAX without its compiler takes a hundred times as long for a step."""
+    if objective.jit_compile != (keras.backend.backend() == "jax"):
+        raise SystemExit(f"{keras.backend.backend()}: jit_compile={objective.jit_compile}")
+    fitted(objective, *rest)
+
+
+loop._fit = refuse_eager
 
 
 def steps(objective, inputs):

@@ -332,13 +332,15 @@ class TestBatches:
         batches.start(1, first=1)
         assert float(batches[0]["epsilon"].max()) == pytest.approx(0.2)
 
-    def test_fit_sees_every_batch_of_each_epoch_in_order(self, images):
+    @pytest.mark.parametrize("tensorflow", [True, False], ids=["tf.data", "threads"])
+    def test_fit_sees_every_batch_of_each_epoch_in_order(self, images, monkeypatch, tensorflow):
+        monkeypatch.setattr(backend, "is_tensorflow", lambda: tensorflow)
         batches = ClassifierBatches(images, np.arange(40), ClassifierConfig(batch_size=2, flip=True), seed=3)
         seen = []
 
         class Seeing(keras.Model):
             def train_step(self, data):
-                seen.append(data[1].numpy())
+                seen.append(np.array(data[1]))
                 return {"loss": keras.ops.zeros(())}
 
         model = Seeing()

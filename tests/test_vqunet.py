@@ -59,6 +59,29 @@ def test_ablations_are_arguments(arguments, levels):
     assert VQUNet.from_config(model.get_config()).get_config() == model.get_config()
 
 
+def test_the_decoder_has_sizes_of_its_own(tmp_path, rng):
+    same = VQUNet((8, 12), blocks=2, decoder_widths=(8, 12), decoder_blocks=2, channels=1)
+    assert same.count_params() == VQUNet((8, 12), blocks=2, channels=1).count_params()
+    model = VQUNet((8, 12), blocks=2, num_embeddings=16, decoder_widths=(4, 6), decoder_blocks=1, channels=1)
+    assert model.graph.output["bottleneck"].shape[-1] == 6
+    kernels = {layer.name: layer.kernel.shape for layer in model.graph.layers if "conv1" in layer.name}
+    assert kernels == {
+        **{f"encoder_{i}_{b}_conv1": (3, 3, width, width) for i, width in enumerate((8, 12)) for b in range(2)},
+        **{f"decoder_{i}_0_conv1": (3, 3, width, width) for i, width in enumerate((4, 6))},
+    }
+    images = rng.random((4, 16, 16, 1), dtype="float32")
+    model.save(tmp_path / "purifier.keras")
+    loaded = keras.models.load_model(tmp_path / "purifier.keras")
+    assert loaded.get_config() == model.get_config() and loaded.decoder_widths == (4, 6)
+    np.testing.assert_allclose(loaded.purify(images), model.purify(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "value"), [("decoder_widths", (4,)), ("decoder_widths", (4, 0)), ("decoder_blocks", 0)])
+def test_a_decoder_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"Expected {name}"):
+        VQUNet((8, 12), channels=1, **{name: value})
+
+
 def test_groups_and_normalised_blocks_keep_what_is_promised(tmp_path, rng):
     """Several codes at a place, alike alone and in a batch, the same after a file."""
     model = VQUNet((8, 12), num_embeddings=16, embedding_dim=4, groups=(2, 3), normalize=True, channels=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -47,13 +48,13 @@ def for_mean_over_workers(logs: dict[str, Any]) -> dict[str, Any]:
 
 
 def feed(batches: keras.utils.PyDataset) -> Any:
-    """Batches of one shape and a known number, as `fit` is to take them: under TensorFlow a `tf.data.Dataset`.
+    """Batches of one shape and a known number, as `fit` is to take them: made ahead of the steps, in other threads.
 
-    Keras makes one of its own, whose tuning thread sleeps for up to a minute at a time: the end of every epoch waits until it
-    wakes. This one is not tuned.
+    Under TensorFlow a `tf.data.Dataset`. Keras makes one of its own, whose tuning thread sleeps for up to a minute at a time:
+    the end of every epoch waits until it wakes. This one is not tuned.
     """
     if not is_tensorflow():
-        return batches
+        return _Ahead(batches)
     import tensorflow as tf
 
     signature = keras.tree.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), batches[0])
@@ -62,6 +63,27 @@ def feed(batches: keras.utils.PyDataset) -> Any:
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2).with_options(options)
+
+
+class _Ahead(keras.utils.PyDataset):
+    """The same batches, the next few of an epoch made while the step before them runs."""
+
+    def __init__(self, batches: keras.utils.PyDataset, ahead: int = 4):
+        super().__init__()
+        self.batches, self.ahead = batches, ahead
+        self.pool = ThreadPoolExecutor(ahead // 2)
+        self.made: dict[int, Future[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in self.made or index == 0:  # an epoch begins, perhaps in another order
+            self.made = {}
+        for i in range(index, min(index + self.ahead, len(self))):
+            if i not in self.made:
+                self.made[i] = self.pool.submit(self.batches.__getitem__, i)
+        return self.made.pop(index).result()
 
 
 def argmax(scores: Any) -> Any:
@@ -86,8 +108,8 @@ def is_tensorflow() -> bool:
     return keras.backend.backend() == "tensorflow"
 
 
-def jit_in_inference() -> bool:
-    """Whether to compile inference with the backend's own compiler.
+def needs_jit() -> bool:
+    """Whether models are to be compiled with the backend's own compiler, asked for or not.
 
     JAX is nothing without it. TensorFlow's graphs and PyTorch answer at once instead of after seconds of compilation.
     """

@@ -100,6 +100,8 @@ class PurifierConfig:
     normalize: bool = False
     finest_skip: int = 0
     codebook: str = "ema"
+    decoder_widths: tuple[int, ...] | None = None
+    decoder_blocks: int | None = None
 
 
 # Which weights a training keeps, in the words of the report.

@@ -33,6 +33,7 @@ class VQUNet(keras.Model):
     Args:
         widths: channels per level; their number is the depth L.
         blocks: residual blocks per level, in the encoder and in the decoder.
+        decoder_widths, decoder_blocks: those of the decoder, if others than the encoder's.
         num_embeddings: codes per level, or one number for all.
         embedding_dim: width of a code per level, or one number for all.
         groups: codes at each place of a level, or one number for all; more keep more of the image.
@@ -47,7 +48,7 @@ class VQUNet(keras.Model):
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
             int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level) and
-            `bottleneck` (what the decoder begins with, [B, h, w, widths[-1]]).
+            `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]).
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class VQUNet(keras.Model):
         normalize: bool = False,
         finest_skip: int = 0,
         codebook: str = "ema",
+        decoder_widths: Sequence[int] | None = None,
+        decoder_blocks: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -73,8 +76,13 @@ class VQUNet(keras.Model):
         codes = _per_level("num_embeddings", num_embeddings, depth)
         dims = _per_level("embedding_dim", embedding_dim, depth)
         several = _per_level("groups", groups, depth)
+        drawn = tuple(decoder_widths or widths)
+        if len(drawn) != depth:
+            raise ValueError(f"Expected decoder_widths for each of the {depth} levels. Received: {decoder_widths!r}")
         for name, value in {
             "blocks": blocks,
+            "decoder_blocks": blocks if decoder_blocks is None else decoder_blocks,
+            "decoder_widths": min(drawn, default=0),
             "stem": stem,
             "channels": channels,
             "widths": min(widths, default=0),
@@ -119,15 +127,15 @@ class VQUNet(keras.Model):
                 losses.append(result["loss"])
                 outputs["indices"][f"level_{level}"] = result["indices"]
                 outputs["perplexity"][f"level_{level}"] = result["perplexity"]
-            return parts.convolution(z, widths[level], f"from_codes_{level}", kernel=1)
+            return parts.convolution(z, drawn[level], f"from_codes_{level}", kernel=1)
 
         h = outputs["bottleneck"] = bottle(depth - 1)
         for i in reversed(range(depth)):
             if i < depth - 1:
-                h = parts.up(h, widths[i], f"up_{i}")
+                h = parts.up(h, drawn[i], f"up_{i}")
                 if i in bottled:
                     h = h + bottle(i)
-            for b in range(blocks):
+            for b in range(blocks if decoder_blocks is None else decoder_blocks):
                 h = parts.residual(h, f"decoder_{i}_{b}", normalize)
         h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
         h = parts.DepthToSpace(stem, name="shuffle")(h) if stem > 1 else h
@@ -151,8 +159,10 @@ class VQUNet(keras.Model):
         self.normalize = normalize
         self.finest_skip = finest_skip
         self.codebook = codebook
+        self.decoder_widths = drawn if decoder_widths else None
+        self.decoder_blocks = decoder_blocks
         self(images)  # so that it can be saved and exported before its first use
-        self.jit_compile = self.graph.jit_compile = backend.jit_in_inference()
+        self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:
@@ -225,6 +235,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
+        names += ["decoder_widths", "decoder_blocks"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

@@ -57,6 +57,7 @@ class Progress(keras.callbacks.Callback):
             self.shown = done + 10
             self.postfix |= {name: f"{float(value):.4f}" for name, value in (logs or {}).items()}
             if self.purifier is not None and self.purifier.quantizers:
+                _ = self.model  # under JAX, reading this property brings the weights up to date
                 used = [f"{quantizer.usage():.0%}" for quantizer in self.purifier.quantizers]
                 self.postfix["codes"] = "/".join(used)
             self.bar.set_postfix(self.postfix, refresh=False)
@@ -104,6 +105,7 @@ class Usage(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del epoch
         if logs is not None:
+            _ = self.model  # as above
             for level, quantizer in enumerate(self.purifier.quantizers):
                 logs[f"codes_used_{level}"] = quantizer.usage()
                 logs[f"perplexity_{level}"] = quantizer.perplexity()

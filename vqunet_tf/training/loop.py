@@ -70,7 +70,7 @@ def run(
         optimizer = optimizers.build(schedule, stage.weight_decay, stage.muon, settings.accumulate)
         objective.compile(
             optimizer=optimizer,
-            jit_compile=settings.jit_compile,
+            jit_compile=settings.jit_compile or backend.needs_jit(),
             steps_per_execution=min(settings.steps_per_execution, batches.per_epoch),
         )
         objective.optimizer.build(objective.trainable_variables)

@@ -244,7 +244,7 @@ class AdaptiveObjective(Objective):
 def new_head(purifier: VQUNet, classes: int) -> keras.layers.Dense:
     """A linear classifier of what passes the bottleneck, with random weights."""
     head = keras.layers.Dense(classes, dtype="float32", name="head")
-    head.build((None, purifier.widths[-1]))
+    head.build((None, purifier.graph.output["bottleneck"].shape[-1]))
     return head
 
 
