@@ -4,6 +4,7 @@ Import it before anything that imports TensorFlow. Set `TF_CPP_MIN_LOG_LEVEL=0` 
 """
 
 import contextlib
+import importlib.util
 import os
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def _stderr_held() -> Iterator[None]:
 # TensorFlow 2.21 prints its first lines before it reads the level, so the level alone does not silence them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-if "tensorflow" not in sys.modules:
+# Where it is not installed, other backends train without it.
+if "tensorflow" not in sys.modules and importlib.util.find_spec("tensorflow"):
     with _stderr_held() if os.environ["TF_CPP_MIN_LOG_LEVEL"] != "0" else contextlib.nullcontext():
         import tensorflow  # noqa: F401

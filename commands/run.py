@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
-import tensorflow as tf
 from absl import flags
 
 from vqunet_tf import errors
@@ -28,7 +28,7 @@ def run(
     if {"-h", "-help", "--help"} & set(arguments[1:]):
         print(_help(values, description))
         sys.exit(0)
-    tf.get_logger().setLevel("ERROR")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     errors.guard(lambda: main(_parse(values, arguments, required)))()
 
 

@@ -1,6 +1,11 @@
 """The commands as a user types them: a smoke run of the whole chain on real data, and mistakes in one line."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,3 +104,20 @@ def test_without_a_run_dir_each_objective_has_a_folder_of_its_own(monkeypatch, c
         train.console(["train", "--dataset=digits", *filter(None, [flag])])
     assert seen == ["runs/digits", "runs/digits_adaptive", "elsewhere"]
     assert "next: python -m trainers.evaluate --run_dir=runs/digits_adaptive" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="jax is not installed")
+def test_jax_trains_where_there_is_no_tensorflow(tmp_path):
+    """As far as the images, which are not there: all that the command imports and checks before is at hand."""
+    lines = [
+        "import sys",
+        "sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None",
+        "from trainers import train",
+        f"train.console(['train', '--dataset=./nowhere', '--run_dir={tmp_path / 'run'}'])",
+    ]
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    root = Path(__file__).resolve().parents[1]
+    found = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=root, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 2 and "nowhere" in found.stderr.splitlines()[-1], found.stderr
