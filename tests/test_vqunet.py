@@ -76,7 +76,9 @@ def test_the_decoder_has_sizes_of_its_own(tmp_path, rng):
     np.testing.assert_allclose(loaded.purify(images), model.purify(images), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "value"), [("decoder_widths", (4,)), ("decoder_widths", (4, 0)), ("decoder_blocks", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("decoder_widths", (4,)), ("decoder_widths", (4, 0)), ("decoder_blocks", 0)]
+)
 def test_a_decoder_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"Expected {name}"):
         VQUNet((8, 12), channels=1, **{name: value})
