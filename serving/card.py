@@ -25,10 +25,12 @@ def of_run(folder: RunFolder) -> str:
     epochs = f"{config.training.epochs} epochs"
     if config.training.encoder_epochs:
         epochs = f"{config.training.encoder_epochs} epochs of the encoder alone, then {epochs}"
+    widths = config.purifier.decoder_widths
+    decoder = f" (decoder {_listed(widths)})" if widths else ""
     rows = {
         "data": f"{data.dataset}, images {shape}, {len(data.class_names)} classes",
         "classifier": config.classifier.path or f"{config.classifier.name}, widths {_listed(config.classifier.widths)}",
-        "purifier": f"VQUNet, widths {_listed(config.purifier.widths)}, codes {_listed(config.purifier.num_embeddings)}",
+        "purifier": f"VQUNet, widths {_listed(config.purifier.widths)}{decoder}, codes {_listed(config.purifier.num_embeddings)}",
         "objective": f"`{config.training.objective}`, {epochs}, radii up to {config.attack.epsilon:.4g}",
         "seed": str(config.training.seed),
     }

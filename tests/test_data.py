@@ -11,7 +11,7 @@ import pytest
 import requests
 from PIL import Image
 
-from vqunet_tf import _probe, data
+from vqunet_tf import _probe, backend, data
 from vqunet_tf.config import DataConfig
 from vqunet_tf.errors import UserError
 
@@ -282,6 +282,25 @@ def test_reading_a_prepared_set_says_nothing(tmp_path: Path, caplog: pytest.LogC
         data.load(DataConfig(dataset="tiny", data_dir=str(tmp_path)), "train")
         assert logging.getLogger("absl").level == logging.INFO
     assert [record.getMessage() for record in caplog.records] == []
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_tensorflow_leaves_the_gpu_to_another_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool):
+    import tensorflow as tf
+
+    hidden = []
+
+    def hide(devices: list[str], kind: str) -> None:
+        hidden.append((devices, kind))
+        if late:
+            raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config, "set_visible_devices", hide)
+    _prepare(tmp_path)
+    for tensorflow in (True, False):
+        monkeypatch.setattr(backend, "is_tensorflow", lambda here=tensorflow: here)
+        assert len(data.load(DataConfig(dataset="tiny", data_dir=str(tmp_path)), "train").images) == 3
+        assert hidden == ([] if tensorflow else [([], "GPU")])
 
 
 def test_sets_of_another_kind_are_refused(tmp_path: Path):

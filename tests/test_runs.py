@@ -237,6 +237,10 @@ def test_a_purifier_to_begin_with_may_get_other_code_books(tmp_path):
                 np.testing.assert_array_equal(one, two)
     with pytest.raises(UserError, match=r"\(16, 8\) numbers pass.* the configuration has \(8, 8\)"):
         given.start_of(tmp_path / "old.keras", dataclasses.replace(settings, groups=(4, 4)), 1)
+    with pytest.raises(UserError, match=r"decoder_widths is None.* give --set=purifier.decoder_widths=null"):
+        given.start_of(tmp_path / "old.keras", dataclasses.replace(settings, decoder_widths=(2, 4)), 1)
+    with pytest.raises(UserError, match=r"give --set=purifier.widths=\[4,4\]"):
+        given.start_of(tmp_path / "old.keras", dataclasses.replace(settings, widths=(2, 4)), 1)
 
 
 def test_adversaries_are_crafted_anew_when_asked(tmp_path):

@@ -1,6 +1,7 @@
 """What training is fed: adversaries within their budget, views, batches that repeat."""
 
 import dataclasses
+import threading
 
 import keras
 import numpy as np
@@ -359,6 +360,29 @@ class TestBatches:
             expected = [batches.order[2 * i : 2 * i + 2] for i in range(first, 20)]
             np.testing.assert_array_equal(seen[-len(expected) :], expected)
             assert len(seen) == (40 if epoch == 0 else 15)
+
+    def test_other_backends_get_batches_that_were_made_ahead(self, images, monkeypatch):
+        """In threads; what goes wrong in there comes out of the batch that was asked for."""
+        monkeypatch.setattr(backend, "is_tensorflow", lambda: False)
+        asked, known = [], {threading.get_ident()}
+
+        class Failing(ClassifierBatches):
+            def __getitem__(self, index):
+                asked.append((index, threading.get_ident() in known))
+                if index == 5:
+                    raise OSError("no sixth batch")
+                return super().__getitem__(index)
+
+        batches = Failing(images, np.arange(40), ClassifierConfig(batch_size=5), seed=3)
+        fed = backend.feed(batches)
+        assert len(fed) == 8
+        np.testing.assert_array_equal(fed[0][1], batches.order[:5])
+        np.testing.assert_array_equal(fed[1][1], batches.order[5:10])
+        assert set(fed.made) == {2, 3, 4} and not any(here for _, here in asked)
+        batches.start(1)
+        np.testing.assert_array_equal(fed[0][1], batches.order[:5])
+        with pytest.raises(OSError, match="no sixth batch"):
+            [fed[i] for i in range(8)]
 
     def test_every_stage_is_fed_so(self, tmp_path, monkeypatch):
         fed, feed = [], backend.feed

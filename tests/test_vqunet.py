@@ -60,8 +60,8 @@ def test_ablations_are_arguments(arguments, levels):
 
 
 def test_the_decoder_has_sizes_of_its_own(tmp_path, rng):
-    same = VQUNet((8, 12), blocks=2, decoder_widths=(8, 12), decoder_blocks=2, channels=1)
-    assert same.count_params() == VQUNet((8, 12), blocks=2, channels=1).count_params()
+    same = VQUNet((8, 12), blocks=2, decoder_widths=(8, 12), decoder_blocks=2, channels=1, name="v")
+    assert same.get_config() == VQUNet((8, 12), blocks=2, channels=1, name="v").get_config()
     model = VQUNet((8, 12), blocks=2, num_embeddings=16, decoder_widths=(4, 6), decoder_blocks=1, channels=1)
     assert model.graph.output["bottleneck"].shape[-1] == 6
     kernels = {layer.name: layer.kernel.shape for layer in model.graph.layers if "conv1" in layer.name}
@@ -77,7 +77,8 @@ def test_the_decoder_has_sizes_of_its_own(tmp_path, rng):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("decoder_widths", (4,)), ("decoder_widths", (4, 0)), ("decoder_blocks", 0)]
+    ("name", "value"),
+    [("decoder_widths", (4,)), ("decoder_widths", ()), ("decoder_widths", (4, 0)), ("decoder_blocks", 0)],
 )
 def test_a_decoder_that_cannot_be_is_refused(name, value):
     with pytest.raises(ValueError, match=f"Expected {name}"):

@@ -78,7 +78,7 @@ class _Ahead(keras.utils.PyDataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Any:
-        if index not in self.made or index == 0:  # an epoch begins, perhaps in another order
+        if index not in self.made:  # an epoch begins, perhaps in another order
             self.made = {}
         for i in range(index, min(index + self.ahead, len(self))):
             if i not in self.made:

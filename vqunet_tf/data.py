@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from vqunet_tf import _digits, _folder, _probe
+from vqunet_tf import _digits, _folder, _probe, backend
 from vqunet_tf.config import DataConfig
 from vqunet_tf.errors import UserError, choice
 
@@ -110,6 +110,10 @@ def _read_tfds(config: DataConfig, split: str) -> Arrays:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
+    if not backend.is_tensorflow():
+        # Reading needs none, and TensorFlow would take the memory that training needs; if it has one already, it is too late.
+        with contextlib.suppress(RuntimeError):
+            tf.config.set_visible_devices([], "GPU")
     builder = _prepared(config) or _prepare(config)
     name = config.dataset
     features, splits = builder.info.features, builder.info.splits

@@ -120,6 +120,15 @@ _ADAPTIVE: dict[str, Any] = {
     "training.attack_gradients": ("identity", "straight_through"),
     "training.selection": "last",
 }
+# Two blocks a level for the encoder, which has to resist, and fewer channels for the decoder, which draws what is left. Epochs and
+# batches for a GPU: there these take minutes, on two cores hours (docs/training.md has the recipes of half an hour).
+_DEEP: dict[str, Any] = {
+    "purifier.groups": (16,),
+    "purifier.blocks": 2,
+    "purifier.decoder_widths": (32, 48, 64),
+    "purifier.decoder_blocks": 1,
+    "training.batch_size": 256,
+}
 # Each as its gray-box preset but for these and for the groups: 32 numbers (16 for digits) pass the bottleneck.
 _PRESETS |= {
     "digits_adaptive": _PRESETS["digits"].replace(
@@ -128,9 +137,12 @@ _PRESETS |= {
     "fashion_mnist_adaptive": _PRESETS["fashion_mnist"].replace(
         {
             **_ADAPTIVE,
-            "purifier.groups": (16,),
-            "training.encoder_epochs": 12,
-            "training.epochs": 2,
+            **_DEEP,
+            "purifier.widths": (48, 80, 120),
+            "training.encoder_epochs": 60,
+            "training.epochs": 40,
+            "training.attack_steps": 4,
+            "training.attack_step_size": 0.4,
             "training.flip": True,
             "training.max_shift": 1,
             "attack.epsilon": 0.1,
@@ -139,9 +151,12 @@ _PRESETS |= {
     "cifar10_adaptive": _PRESETS["cifar10"].replace(
         {
             **_ADAPTIVE,
-            "purifier.groups": (16,),
-            "training.encoder_epochs": 24,
-            "training.epochs": 5,
+            **_DEEP,
+            "training.encoder_epochs": 28,
+            "training.epochs": 25,
+            "training.learning_rate": 1.5e-3,
+            "training.attack_steps": 3,
+            "training.attack_step_size": 0.5,
             "attack.epsilon": 8 / 255,
         }
     ),

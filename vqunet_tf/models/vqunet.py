@@ -76,12 +76,13 @@ class VQUNet(keras.Model):
         codes = _per_level("num_embeddings", num_embeddings, depth)
         dims = _per_level("embedding_dim", embedding_dim, depth)
         several = _per_level("groups", groups, depth)
-        drawn = tuple(decoder_widths or widths)
+        drawn = tuple(widths if decoder_widths is None else decoder_widths)
+        repeated = blocks if decoder_blocks is None else decoder_blocks
         if len(drawn) != depth:
             raise ValueError(f"Expected decoder_widths for each of the {depth} levels. Received: {decoder_widths!r}")
         for name, value in {
             "blocks": blocks,
-            "decoder_blocks": blocks if decoder_blocks is None else decoder_blocks,
+            "decoder_blocks": repeated,
             "decoder_widths": min(drawn, default=0),
             "stem": stem,
             "channels": channels,
@@ -135,7 +136,7 @@ class VQUNet(keras.Model):
                 h = parts.up(h, drawn[i], f"up_{i}")
                 if i in bottled:
                     h = h + bottle(i)
-            for b in range(blocks if decoder_blocks is None else decoder_blocks):
+            for b in range(repeated):
                 h = parts.residual(h, f"decoder_{i}_{b}", normalize)
         h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
         h = parts.DepthToSpace(stem, name="shuffle")(h) if stem > 1 else h
@@ -159,8 +160,8 @@ class VQUNet(keras.Model):
         self.normalize = normalize
         self.finest_skip = finest_skip
         self.codebook = codebook
-        self.decoder_widths = drawn if decoder_widths else None
-        self.decoder_blocks = decoder_blocks
+        self.decoder_widths = None if drawn == self.widths else drawn
+        self.decoder_blocks = None if repeated == blocks else repeated
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 

@@ -105,7 +105,6 @@ class Usage(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         del epoch
         if logs is not None:
-            _ = self.model  # as above
             for level, quantizer in enumerate(self.purifier.quantizers):
                 logs[f"codes_used_{level}"] = quantizer.usage()
                 logs[f"perplexity_{level}"] = quantizer.perplexity()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
         if name not in ("commitment_cost", "decay", *_CODES) and asked[name] != there[name]:
             raise UserError(
                 f"training.start {path}: its {name} is {there[name]!r}, the configuration has {asked[name]!r}: "
-                f"give --set=purifier.{name}=... as it is there"
+                f"give --set=purifier.{name}={json.dumps(there[name], separators=(',', ':'))}"
             )
     if all(asked[name] == there[name] for name in _CODES):
         return purifier
