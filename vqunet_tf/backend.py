@@ -68,10 +68,12 @@ def feed(batches: keras.utils.PyDataset) -> Any:
 class _Ahead(keras.utils.PyDataset):
     """The same batches, the next few of an epoch made while the step before them runs."""
 
-    def __init__(self, batches: keras.utils.PyDataset, ahead: int = 4):
+    ahead = 4
+
+    def __init__(self, batches: keras.utils.PyDataset):
         super().__init__()
-        self.batches, self.ahead = batches, ahead
-        self.pool = ThreadPoolExecutor(ahead // 2)
+        self.batches = batches
+        self.pool = ThreadPoolExecutor(self.ahead // 2)
         self.made: dict[int, Future[Any]] = {}
 
     def __len__(self) -> int:
