@@ -1,6 +1,6 @@
 """Fills the tables of RESULTS.md from the reports in results/: what stands between `<!-- table: NAME -->` and `<!-- end -->`.
 
-The table `ablations` is what `python -m benchmarks.ablations` wrote.
+The table `ablations` is what `python -m benchmarks.ablations` wrote, into `results/ablations` and folders whose names begin so.
 
     python -m commands.results
     python -m commands.results --check      # exit status 1 if the file is not what the reports give
@@ -43,15 +43,17 @@ def filled(text: str, tables: Mapping[str, Callable[[], str]]) -> tuple[str, lis
 
 
 def ablations(folder: Path) -> str:
-    """What `benchmarks.ablations` wrote into `<folder>/ablations`, its headings two levels deeper."""
-    path = folder / "ablations" / "ablations.md"
-    if not path.exists():
+    """What `benchmarks.ablations` wrote into `<folder>/ablations*`, one below the other, headings two levels deeper."""
+    paths = sorted(folder.glob("ablations*/ablations.md"))
+    if not paths:
         return "Not measured yet: `python -m benchmarks.ablations` writes them into `results/ablations/`."
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): make it again with benchmarks.ablations") from None
-    return re.sub(r"^#", "###", text.strip(), flags=re.MULTILINE)
+    texts = []
+    for path in paths:
+        try:
+            texts.append(path.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): make it again with benchmarks.ablations") from None
+    return re.sub(r"^#", "###", "\n\n".join(texts), flags=re.MULTILINE)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -424,12 +424,15 @@ def test_the_ablations_are_those_that_their_benchmark_wrote(page):
         "<!-- table: ablations -->\n<!-- end -->\n<!-- table: fashion_mnist -->\n<!-- end -->\n"
     )
     assert run(page) == 0 and "Not measured yet" in (page / "RESULTS.md").read_text()
-    (page / "results" / "ablations").mkdir()
-    (page / "results" / "ablations" / "ablations.md").write_text("# Title\n\nWords.\n\n## Levels\n\n| a |\n|---|\n")
-    assert run(page, "--check") == 1 and run(page) == 0
-    assert (
-        "-->\n\n### Title\n\nWords.\n\n#### Levels\n\n| a |\n|---|\n\n<!-- end -->" in (page / "RESULTS.md").read_text()
-    )
+    for name, table in (
+        ("ablations_codes", "# More\n\n| b |\n|---|\n"),
+        ("ablations", "# First\n\n## Levels\n\n| a |\n|---|\n"),
+    ):
+        (page / "results" / name).mkdir()
+        (page / "results" / name / "ablations.md").write_text(table)
+        assert run(page, "--check") == 1 and run(page) == 0
+    shown = "-->\n\n### First\n\n#### Levels\n\n| a |\n|---|\n\n### More\n\n| b |\n|---|\n\n<!-- end -->"
+    assert shown in (page / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize(
