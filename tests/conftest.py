@@ -67,6 +67,17 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+# === Made once for several files, and imported only there: most tests need none of it ===
+
+
+@pytest.fixture(scope="session")
+def problem() -> tuple:
+    """A classifier with a fragile habit, images and labels."""
+    import fragile
+
+    return fragile.problem()
+
+
 def pytest_configure() -> None:
     """Four logical CPUs, before TensorFlow starts, so that replicas can be tested on any machine."""
     import tensorflow as tf
