@@ -78,6 +78,14 @@ def problem() -> tuple:
     return fragile.problem()
 
 
+@pytest.fixture(scope="session")
+def averaging():
+    """A purifier that takes away most of what is added pixel by pixel."""
+    import fragile
+
+    return fragile.averaging()
+
+
 def pytest_configure() -> None:
     """Four logical CPUs, before TensorFlow starts, so that replicas can be tested on any machine."""
     import tensorflow as tf

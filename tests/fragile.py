@@ -1,11 +1,18 @@
-"""A classifier with a fragile habit, its images, and layers for purifiers that cure it, or cheat."""
+"""A classifier with a fragile habit, its images, and purifiers that cure it, or cheat."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
+from vqunet_tf.evaluation import evaluate, suites
+from vqunet_tf.threat import Threat
+
 CLASSES, SHAPE, N = 4, (8, 8, 1), 60
+THREATS = [Threat("linf", 0.1), Threat("linf", 0.3)]
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -25,7 +32,13 @@ class Rounding(keras.layers.Layer):
 
 
 def purifier_of(*layers: keras.layers.Layer) -> keras.Model:
+    """A purifier of these layers."""
     return keras.Sequential([keras.Input(SHAPE), *layers], name="purifier")
+
+
+def averaging() -> keras.Model:
+    """2×2 averages, then grey levels: takes away most of what is added pixel by pixel."""
+    return purifier_of(keras.layers.AveragePooling2D(2), keras.layers.UpSampling2D(2), Rounding(16))
 
 
 def problem() -> tuple[keras.Model, np.ndarray, np.ndarray]:
@@ -45,3 +58,15 @@ def problem() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     flat = prototypes.reshape(CLASSES, -1)
     dense.set_weights([4 * flat.T + checkers.reshape(CLASSES, -1).T, -2 * np.square(flat).sum(axis=1)])
     return classifier, images, labels
+
+
+def evaluated(problem: tuple, purifier: Any, *, names: Sequence[str] = (), threats=THREATS, **options: Any):
+    """The evaluation of a purifier; without names by three attacks."""
+    classifier, images, labels = problem
+    attacks = suites.build("quick", names or ("fgsm", "pgd", "pgd_targeted"), threats, steps=5)
+    return evaluate(classifier, purifier, images, labels, attacks=attacks, keep=N, **{"batch_size": 32, **options})
+
+
+def failed(evaluation) -> set[str]:
+    """The names of the checks that failed."""
+    return {check.name for check in evaluation.checks if not check.passed}
