@@ -86,6 +86,38 @@ def averaging():
     return fragile.averaging()
 
 
+@pytest.fixture(scope="session")
+def untrained() -> tuple:
+    """The classifier and the purifier that a made-up report speaks of."""
+    import reported
+
+    return reported.untrained()
+
+
+@pytest.fixture(scope="session")
+def config():
+    """The configuration of a made-up report."""
+    import reported
+
+    return reported.config()
+
+
+@pytest.fixture(scope="session")
+def evaluation():
+    """The evaluation that a made-up report is built from."""
+    import reported
+
+    return reported.evaluation()
+
+
+@pytest.fixture(scope="session")
+def finished(config, evaluation) -> dict:
+    """That report, report.json as a dict."""
+    import reported
+
+    return reported.finished(config, evaluation)
+
+
 def pytest_configure() -> None:
     """Four logical CPUs, before TensorFlow starts, so that replicas can be tested on any machine."""
     import tensorflow as tf
