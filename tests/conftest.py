@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,34 @@ def finished(config, evaluation) -> dict:
     import reported
 
     return reported.finished(config, evaluation)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    """A folder that holds version 0 of the small model, with all of its signatures."""
+    import served
+
+    base = tmp_path_factory.mktemp("versions")
+    served.write_version(base, 0, signatures=[*served.ALL, "slow"])
+    return base
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable]:
+    """Starts servers of the small model from `tmp_path`."""
+    import served
+
+    with served.starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Iterator[threading.Event]:
+    """Closed, it keeps models from running."""
+    import served
+
+    with served.gated(monkeypatch) as gate:
+        yield gate
 
 
 def pytest_configure() -> None:

@@ -1,21 +1,26 @@
-"""A small SavedModel with the signatures of an export, for tests of what serves it.
+"""A small SavedModel with the signatures of an export, and servers of it, for tests of what serves it.
 
 Its arithmetic is repeated in NumPy by `answer`. Each version prefers another class, so that an answer tells its version.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
+
+from serving import model, server
+from serving.client import Client
 
 SHAPE = (8, 12, 3)
 NAMES = ("cat", "dög", "bird", "fish")
@@ -147,6 +152,50 @@ def until(condition, seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def starting(base: Path) -> Iterator[Callable]:
+    """Starts servers of `base`, polling fast, and stops them; their logs are lists of dicts."""
+    started = []
+
+    def start(**options):
+        lines = []
+        log = lambda event, **fields: lines.append({"event": event, **fields})  # noqa: E731
+        options = {"port": 0, "poll_seconds": 0.02, **options}
+        started.append(server.start(server.Options("tiny", base, **options), log))
+        return started[-1], lines
+
+    try:
+        yield start
+    finally:
+        for running in started:
+            running.stop(0)
+
+
+@contextlib.contextmanager
+def gated(monkeypatch) -> Iterator[threading.Event]:
+    """Models run only while the gate is open; `gate.runs` are the batch sizes that began to."""
+    gate = threading.Event()
+    gate.runs = []
+    run = model.Signature.__call__
+
+    def call(self, inputs):
+        gate.runs.append(len(next(iter(inputs.values()))))
+        assert gate.wait(60)
+        return run(self, inputs)
+
+    gate.set()
+    monkeypatch.setattr(model.Signature, "__call__", call)
+    try:
+        yield gate
+    finally:
+        gate.set()
+
+
+def asking(running: server.Server, **options) -> Client:
+    """A client of a server that runs."""
+    return Client(f"localhost:{running.port}", "tiny", **{"timeout": 60.0, **options})
 
 
 def certificates(folder: Path) -> dict[str, str]:
