@@ -1,4 +1,4 @@
-"""What every test shares: quiet logs, one seed, prepared data where there is any, and no process left behind."""
+"""What tests share: quiet logs, one seed, prepared data where there is any, models made once, no process left behind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-# === Made once for several files, and imported only there: most tests need none of it ===
+# === Shared by a few files, what is costly made once; imported late, for most tests need none of it ===
 
 
 @pytest.fixture(scope="session")
@@ -145,6 +145,37 @@ def gate(monkeypatch) -> Iterator[threading.Event]:
 
     with served.gated(monkeypatch) as gate:
         yield gate
+
+
+@pytest.fixture(scope="session")
+def models() -> tuple:
+    """A purifier and a classifier to export."""
+    import exported
+
+    return exported.models()
+
+
+@pytest.fixture(scope="session")
+def base_path(models, tmp_path_factory) -> Path:
+    """A folder of versions, holding version 1: their export."""
+    import exported
+
+    from serving import export
+
+    base = tmp_path_factory.mktemp("exported")
+    export.export(*models, exported.NAMES, base / "1")
+    return base
+
+
+@pytest.fixture
+def image_file(tmp_path) -> tuple[Path, np.ndarray]:
+    """A PNG of the size that they take, and its pixels."""
+    import exported
+    from PIL import Image
+
+    pixels = np.random.default_rng(3).integers(0, 256, exported.SHAPE, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png", pixels
 
 
 def pytest_configure() -> None:

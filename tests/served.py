@@ -22,7 +22,7 @@ from tensorflow_serving.apis import predict_pb2
 from serving import model, server
 from serving.client import Client
 
-SHAPE = (8, 12, 3)
+SHAPE = (8, 12, 3)  # neither square nor grey, so that a swapped axis shows
 NAMES = ("cat", "dög", "bird", "fish")
 WEIGHTS = np.random.default_rng(7).normal(size=(int(np.prod(SHAPE)), len(NAMES))).astype(np.float32)
 DEFAULT = ("serving_default",)

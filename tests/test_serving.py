@@ -1,20 +1,16 @@
 """Export, server and client: the answers are those of the Keras models, and what is wrong is refused in words."""
 
-import json
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import grpc
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exported import SIGNATURES, expected, refusal
 from PIL import Image
+from served import SHAPE, assert_equal, random_images
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -23,40 +19,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving import client, export, server
-from vqunet_tf.config import Config
+from serving import client, server
 from vqunet_tf.errors import UserError
-from vqunet_tf.runs import RunFolder, save_model
 
-ROOT = Path(__file__).parents[1]
-SHAPE = (8, 12, 3)  # neither square nor grey, so that a swapped axis shows
-NAMES = ("cat", "dög", "bird", "fish")
-CLASSES = {"probabilities", "class_id", "label"}
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A purifier that changes images a good deal, and a classifier with decided opinions."""
-    keras.utils.set_random_seed(1)
-    images = keras.Input(SHAPE)
-    hidden = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(images)
-    purifier = keras.Model(images, keras.layers.Conv2D(3, 3, padding="same", activation="sigmoid")(hidden))
-    purifier.layers[-1].kernel.assign(purifier.layers[-1].kernel * 5.0)
-    images = keras.Input(SHAPE)
-    hidden = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Flatten()(images)))
-    classifier = keras.Model(images, keras.layers.Dense(len(NAMES), kernel_initializer="random_normal")(hidden))
-    classifier.layers[-1].kernel.assign(classifier.layers[-1].kernel * 3.0)
-    return purifier, classifier
-
-
-@pytest.fixture(scope="module")
-def base_path(models, tmp_path_factory):
-    """A folder of versions, holding version 1."""
-    base = tmp_path_factory.mktemp("exported")
-    export.export(*models, NAMES, base / "1")
-    return base
 
 
 @pytest.fixture(scope="module")
@@ -70,57 +37,6 @@ def port(base_path):
 def channel(port):
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         yield channel
-
-
-@pytest.fixture
-def image_file(tmp_path):
-    pixels = np.random.default_rng(3).integers(0, 256, SHAPE, dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    return tmp_path / "image.png", pixels
-
-
-def random_images(batch, dtype="float32"):
-    generator = np.random.default_rng(batch)
-    if dtype == "uint8":
-        return generator.integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
-    return generator.random((batch, *SHAPE), dtype=np.float32)
-
-
-def expected(models, signature, images):
-    """The outputs of `signature` straight from the Keras models, the softmax in NumPy."""
-    purifier, classifier = models
-    unit = np.float32(images) / np.float32(255) if images.dtype == np.uint8 else images
-    kept = unit if signature == "undefended" else np.asarray(purifier(unit, training=False))
-    if signature == "purify":
-        return {"purified": kept}
-    logits = np.asarray(classifier(kept, training=False), np.float64)
-    powers = np.exp(logits)
-    chosen = logits.argmax(axis=-1)
-    return {
-        "probabilities": powers / powers.sum(axis=-1, keepdims=True),
-        "class_id": chosen,
-        "label": np.array(NAMES)[chosen],
-    }
-
-
-def assert_equal(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        if array.dtype.kind == "f":
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(found[name], array)
-
-
-SIGNATURES = [
-    ("serving_default", "float32", CLASSES),
-    ("serve_uint8", "uint8", CLASSES),
-    ("purify", "float32", {"purified"}),
-    ("undefended", "float32", CLASSES),
-]
-
-
-# === Server ===
 
 
 @pytest.mark.parametrize(("name", "dtype", "outputs"), SIGNATURES)
@@ -287,81 +203,6 @@ def test_taken_port_is_refused(base_path, port):
         server.start(server.Options("tiny", base_path, port=other.getsockname()[1]))
 
 
-# === Commands ===
-
-
-def run(console, *arguments):
-    console(["command", *map(str, arguments)])
-
-
-def test_export_serve_ask(models, tmp_path, image_file, capsys):
-    folder = RunFolder(tmp_path / "run")
-    folder.create(Config().replace({"data.image_shape": SHAPE, "data.class_names": NAMES}))
-    for model, path in zip(models, (folder.purifier, folder.classifier), strict=True):
-        save_model(model, path)
-    run(export.console, f"--run_dir={folder.path}", f"--export_dir={tmp_path / 'out'}", "--version=3")
-    summary = capsys.readouterr().out
-    assert str(tmp_path / "out" / "3") in summary
-    assert all(name in summary for name, _, _ in SIGNATURES)
-    assert "allowed 1e-05" in summary
-
-    path, pixels = image_file
-    grey = tmp_path / "longer_name.png"  # converted to the channels the model wants
-    Image.fromarray(pixels).convert("L").save(grey)
-    running = server.start(server.Options("tiny", tmp_path / "out", port=0))
-    try:
-        ask = [client.console, f"--server=localhost:{running.port}", "--model_name=tiny"]
-        run(*ask, f"--image={path}", f"--image={grey}")
-        lines = capsys.readouterr().out.splitlines()
-        purified = tmp_path / "purified.png"
-        run(*ask, f"--image={path}", "--signature=serve_uint8", f"--purified_out={purified}")
-        (again,) = capsys.readouterr().out.splitlines()
-    finally:
-        running.stop(0)
-    wanted = expected(models, "serving_default", pixels[None])
-    label, probability = wanted["label"][0], wanted["probabilities"].max()
-    for line in (lines[0], again):
-        file, found, number, *_, unit = line.split()
-        assert (file, found, unit) == (str(path), label, "ms")
-        assert abs(float(number) - probability) < 1e-4
-    assert len(lines) == 2 and lines[1].startswith(str(grey))
-    assert lines[0].index(label) == len(str(grey)) + 2  # aligned
-    kept = np.asarray(Image.open(purified), np.float32) / 255
-    np.testing.assert_allclose(kept, expected(models, "purify", pixels[None])["purified"][0], atol=0.51 / 255)
-
-
-def refusal(capsys, console, *arguments):
-    """Runs a command that is to fail; returns its one line."""
-    with pytest.raises(SystemExit) as stopped:
-        run(console, *arguments)
-    output = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert output.out == ""
-    assert output.err.startswith("error: ") and output.err.count("\n") == 1
-    return output.err
-
-
-@pytest.mark.parametrize("command", [export, server, client])
-def test_wrong_flags(capsys, command):
-    assert "Unknown command line flag 'colour'" in refusal(capsys, command.console, "--colour=red")
-    assert "missing --" in refusal(capsys, command.console)
-    assert "unexpected argument 'digits'" in refusal(capsys, command.console, "digits")
-    with pytest.raises(SystemExit) as stopped:
-        run(command.console, "--help")
-    assert stopped.value.code == 0
-    assert f"python -m {command.__name__} --" in capsys.readouterr().out
-
-
-def test_wrong_values(capsys, base_path, tmp_path):
-    export_to = f"--export_dir={base_path}"
-    assert "not a run folder" in refusal(capsys, export.console, f"--run_dir={tmp_path}", f"--export_dir={tmp_path}")
-    assert "--version=-1" in refusal(capsys, export.console, "--run_dir=a", export_to, "--version=-1")
-    assert "--port=seven" in refusal(capsys, server.console, "--port=seven")
-    assert "no version" in refusal(capsys, server.console, f"--model_base_path={tmp_path}", "--model_name=tiny")
-    RunFolder(tmp_path / "run").create(Config())
-    assert "--version=2" in refusal(capsys, export.console, f"--run_dir={tmp_path / 'run'}", export_to)
-
-
 def test_client_refusals(capsys, port, tmp_path, image_file):
     path, pixels = image_file
     ask = [client.console, f"--server=localhost:{port}", "--model_name=tiny"]
@@ -377,43 +218,3 @@ def test_client_refusals(capsys, port, tmp_path, image_file):
     assert "one at a time" in refusal(capsys, *ask, f"--image={path}", f"--image={path}", "--purified_out=p.png")
     other = refusal(capsys, *ask[:2], "--model_name=other", f"--image={path}")
     assert "NOT_FOUND" in other and "'tiny'" in other
-
-
-def test_no_server_and_late_server(capsys, image_file):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with client.Client(address, "tiny", timeout=0.3) as asking, pytest.raises(UserError, match="--timeout") as late:
-            asking.signatures()
-    assert late.value.__cause__.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    line = refusal(capsys, client.console, f"--server={address}", "--model_name=tiny", f"--image={image_file[0]}")
-    assert f"no server answers at {address}" in line
-
-
-def test_process_says_what_it_does_and_stops_on_sigterm(base_path):
-    command = [
-        sys.executable,
-        "-m",
-        "serving.server",
-        f"--model_base_path={base_path}",
-        "--model_name=tiny",
-        "--port=0",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            ready = process.stdout.readline()
-            assert ready.startswith("serving tiny version 1 at localhost:")
-            with client.Client(ready.split()[-1], "tiny") as asking:
-                assert asking.predict(random_images(2))["label"].shape == (2,)
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert (process.returncode, out) == (0, "")
-    assert [json.loads(line)["event"] for line in err.splitlines()][-2:] == ["stopping", "stopped"]
-
-
-def test_process_refuses_in_one_line():
-    command = [sys.executable, "-m", "serving.export", "--run_dir=nowhere", "--export_dir=nowhere"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: nowhere is not a run folder") and done.stderr.count("\n") == 1
