@@ -106,8 +106,9 @@ def _written(version: int, signatures: tuple[str, ...]) -> Path:
 
 
 def random_images(batch: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    """Images as floats, for every other signature as bytes."""
     generator = np.random.default_rng(seed + batch)
-    if dtype == "uint8":
+    if dtype != "float32":
         return generator.integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
     return generator.random((batch, *SHAPE), dtype=np.float32)
 

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from exported import CLASSES
+from served import NAMES, SHAPE, random_images
 from tensorflow_serving.apis import prediction_log_pb2
 
 from benchmarks import score as benchmark
@@ -22,33 +24,7 @@ from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.runs import RunFolder, save_model
 
 ROOT = Path(__file__).parents[1]
-SHAPE = (8, 12, 3)  # neither square nor grey, so that a swapped axis shows
-NAMES = ("cat", "dög", "bird", "fish")
-CLASSES = {"probabilities", "class_id", "label"}
 SCORED = CLASSES | {"adversarial_score"}
-
-
-@pytest.fixture(scope="module")
-def models():
-    """A purifier that changes images a good deal, and a classifier with decided opinions."""
-    keras.utils.set_random_seed(1)
-    images = keras.Input(SHAPE)
-    hidden = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(images)
-    purifier = keras.Model(images, keras.layers.Conv2D(3, 3, padding="same", activation="sigmoid")(hidden))
-    purifier.layers[-1].kernel.assign(purifier.layers[-1].kernel * 5.0)
-    images = keras.Input(SHAPE)
-    hidden = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Flatten()(images)))
-    classifier = keras.Model(images, keras.layers.Dense(len(NAMES), kernel_initializer="random_normal")(hidden))
-    classifier.layers[-1].kernel.assign(classifier.layers[-1].kernel * 3.0)
-    return purifier, classifier
-
-
-@pytest.fixture(scope="module")
-def base_path(models, tmp_path_factory):
-    """A folder of versions, holding version 1."""
-    base = tmp_path_factory.mktemp("exported")
-    export.export(*models, NAMES, base / "1")
-    return base
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +46,6 @@ def saved(quantized, calibrated, tmp_path_factory):
     path = tmp_path_factory.mktemp("quantized") / "1"
     export.export(*quantized, NAMES, path, SHAPE, calibrated, "# Card\n\nOf a test.")
     return path
-
-
-def random_images(batch, dtype="float32"):
-    generator = np.random.default_rng(batch)
-    if dtype != "float32":
-        return generator.integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
-    return generator.random((batch, *SHAPE), dtype=np.float32)
 
 
 def asked(images, dtype):
