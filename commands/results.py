@@ -64,6 +64,10 @@ def main(values: flags.FlagValues) -> None:
         raise UserError(f"{file} cannot be read ({error}): expected a text with <!-- table: NAME --> in it") from None
     link = Path(os.path.relpath(folder, file.parent)).as_posix()
     released = results.load(folder, link)
+    if not released:
+        raise UserError(
+            f"{folder} holds no <preset>/report.json: expected reports, or the tables would lose their numbers"
+        )
     new, names, changed = filled(text, {**results.tables(released), "ablations": partial(ablations, folder)})
     for each in released:
         if each.report["dataset"] not in names:

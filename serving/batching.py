@@ -140,12 +140,23 @@ class Batcher:
         try:
             return task.future.result(max(0.0, task.deadline - time.monotonic()))
         except TimeoutError:
-            task.future.cancel()
+            self._forget(function, task)
             raise Refused(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the answer was there"
             ) from None
         except CancelledError:
+            self._forget(function, task)
             raise Refused(grpc.StatusCode.CANCELLED, "the client has gone") from None
+
+    def _forget(self, function: Function, task: _Task) -> None:
+        """Takes off the queue what nobody waits for, so that the queue holds no more than was admitted."""
+        task.future.cancel()
+        with self._changed:
+            queue = self._queues.get(function)
+            if queue and task in queue:
+                queue.remove(task)
+                if not queue:
+                    del self._queues[function]
 
     # === Worker threads ===
 
@@ -193,7 +204,7 @@ class Batcher:
     def _run(self, function: Function, tasks: list[_Task]) -> None:
         start = time.monotonic()
         try:
-            answer = function(_joined(tasks))
+            parts = list(_split(function(_joined(tasks)), tasks))
         except Exception as error:
             if len(tasks) == 1:
                 tasks[0].future.set_exception(error)
@@ -203,7 +214,7 @@ class Batcher:
             return
         size = sum(task.size for task in tasks)
         self._observer.ran(size, start - tasks[0].since, time.monotonic() - start)
-        for task, part in zip(tasks, _split(answer, tasks), strict=True):
+        for task, part in zip(tasks, parts, strict=True):
             task.future.set_result(part)
 
 
@@ -214,7 +225,11 @@ def _joined(tasks: list[_Task]) -> Arrays:
 
 
 def _split(answer: Arrays, tasks: list[_Task]) -> Iterator[Arrays]:
-    start = 0
+    start, size = 0, sum(task.size for task in tasks)
+    for name, array in answer.items():
+        if array.shape[:1] != (size,):
+            words = f"the model's output {name!r} has shape {list(array.shape)} for a batch of {size}: expected one row for each"
+            raise Refused(grpc.StatusCode.INTERNAL, words)
     for task in tasks:
         yield {name: array[start : start + task.size] for name, array in answer.items()}
         start += task.size

@@ -131,7 +131,9 @@ class Client:
             return call(method, request, self.timeout, self.retries)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
-            if code == grpc.StatusCode.UNAVAILABLE:
+            if code == grpc.StatusCode.UNAVAILABLE and any(word in str(details) for word in ("queue", "stopping")):
+                text = f"{self.server} answers UNAVAILABLE: {details}: try again later"
+            elif code == grpc.StatusCode.UNAVAILABLE:
                 text = f"no server answers at {self.server}: start one with python -m serving.server, or mend --server"
             elif code == grpc.StatusCode.DEADLINE_EXCEEDED:
                 text = f"{self.server} did not answer within {self.timeout:g} s: allow more with --timeout"

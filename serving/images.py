@@ -133,7 +133,9 @@ def _read_image(name: str, file: Any, shape: Sequence[int]) -> np.ndarray:
                 got = f"{image.width}x{image.height}"
                 raise UserError(f"{name}: expected {width}x{height} pixels, got {got}: crop or resize it first")
             return np.asarray(image.convert(COLOURS[channels])).reshape(height, width, channels)
-    except OSError as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read as an image: {error}") from None
 
 

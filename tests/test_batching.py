@@ -202,6 +202,27 @@ def test_functions_are_not_mixed_and_the_oldest_runs_first(make, pool):
     assert order == ["b", "a"]  # one batch of two each
 
 
+def test_what_nobody_waits_for_leaves_the_queue_at_once(make, pool):
+    batcher, observer = make(max_batch_size=2, max_enqueued_batches=2)
+    function, first = blocked(batcher, pool)
+    for _ in range(20):  # more than may wait, one after the other, while the worker is busy
+        with pytest.raises(Refused, match="deadline"):
+            ask(batcher, function, [1], 0.005)
+    assert batcher._queues == {} and observer.length == 1
+    function.gate.set()
+    assert first.result(30) == [0] and ask(batcher, function, [2]) == [4]
+    assert function.seen == [[0], [2]]
+
+
+@pytest.mark.parametrize("answer", [np.float32(1.0), np.ones(7), np.ones((1, 4))])
+def test_an_answer_that_is_not_one_row_for_each_image_is_refused_and_the_thread_lives(make, answer):
+    batcher, _ = make()
+    with pytest.raises(Refused, match=r"output 'y' has shape .* for a batch of 3: expected one row") as refused:
+        ask(batcher, lambda inputs: {"y": answer}, [1, 2, 3])
+    assert refused.value.code == grpc.StatusCode.INTERNAL
+    assert ask(batcher, lambda inputs: {"y": 2 * inputs["x"]}, [1, 2, 3]) == [2, 4, 6]
+
+
 def test_closing_runs_what_waits_and_refuses_what_comes(make, pool):
     batcher, observer = make(batch_timeout_micros=60_000_000)
     function = Gated()

@@ -12,6 +12,7 @@ from vqunet_tf.errors import UserError
 from vqunet_tf.evaluation import bench, cache, evaluate, suites
 from vqunet_tf.evaluation.cache import Cache
 from vqunet_tf.evaluation.suites import Plan, Suite
+from vqunet_tf.evaluation.victims import Chain
 from vqunet_tf.threat import Threat
 
 SHAPE, CLASSES, N = (8, 8, 1), 3, 40
@@ -126,6 +127,18 @@ def test_the_same_again_crafts_nothing(models, data, wanted, tmp_path, attacked)
     attacked.clear()
     assert _numbers(_evaluate(models, data, tmp_path, fresh=True)) == wanted
     assert sum(count for _, count in attacked) == N * 5
+
+
+def test_another_surrogate_under_the_same_name_is_asked_anew(models, data, tmp_path):
+    def left(surrogate, folder):
+        plan = suites.build("adaptive", ["transfer"], [Threat("linf", 0.3)], steps=3)
+        found = _evaluate(models, data, folder, plan=plan, surrogates={"other": Chain(surrogate)})
+        return {row["defense"]: row["accuracy"] for row in found.rows if row["attack"] == "transfer"}
+
+    first, second = _classifier(7), models[0]
+    wanted = [left(each, None) for each in (first, second)]
+    assert wanted[0] != wanted[1]
+    assert [left(each, tmp_path) for each in (first, second, second)] == [*wanted, wanted[1]]
 
 
 def test_an_interrupted_evaluation_goes_on_in_the_middle_of_an_attack(models, data, wanted, tmp_path, attacked):

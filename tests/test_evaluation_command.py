@@ -89,6 +89,7 @@ def test_the_command_refuses_what_cannot_be_measured(run_folder, tmp_path, capsy
     refused("deepfool knows the norm l2, not 'linf'", flag, "--attacks=pgd,deepfool", "--norm=linf")
     refused("linf|l2", flag, "--norm=l1")
     refused("is the evaluated run itself", flag, "--attacks=transfer", f"--surrogate={run_folder.path}")
+    refused("--seed=-1", flag, "--seed=-1")
     refused("transfer needs models to carry images over from: give --surrogate", flag, "--attacks=transfer")
     layers = [keras.Input((32, 32, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
     runs.save_model(keras.Sequential(layers), run_folder.classifier)

@@ -25,6 +25,8 @@ def test_unknown_names_and_models_that_do_not_fit_are_refused(problem, averaging
         evaluated((classifier, images, labels + 6), averaging)
     with pytest.raises(UserError, match=r"labels \[60\].*one-hot.*argmax"):
         evaluated((classifier, images, np.eye(CLASSES)[labels]), averaging)
+    with pytest.raises(UserError, match=r"got \[60, 1\]: give labels\[:, 0\]$"):
+        evaluated((classifier, images, labels[:, None]), averaging)
     with pytest.raises(UserError, match="whole numbers"):
         evaluated((classifier, images, labels + 0.5), averaging)
     with pytest.raises(UserError, match=r"labels \[60\], one for each image, got \[59\]"):

@@ -51,6 +51,15 @@ def test_the_command_fills_the_tables_and_leaves_the_prose(page, capsys):
     assert (page / "RESULTS.md").read_text() == text
 
 
+def test_without_a_report_the_tables_stay(page, capsys):
+    run(page)
+    before = (page / "RESULTS.md").read_text()
+    (page / "results" / "fashion_mnist" / "report.json").unlink()
+    assert run(page) == 2 and run(page, f"--results_dir={page / 'reslts'}") == 2
+    assert capsys.readouterr().err.count("holds no <preset>/report.json") == 2
+    assert (page / "RESULTS.md").read_text() == before
+
+
 def test_the_check_fails_once_a_number_in_a_report_changes(page, capsys):
     run(page)
     before = (page / "RESULTS.md").read_text()

@@ -3,8 +3,10 @@
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import grpc
@@ -14,7 +16,7 @@ from exported import SIGNATURES, expected, refusal, run
 from PIL import Image
 from served import NAMES, SHAPE, random_images
 
-from serving import client, export, server
+from serving import client, export, images, server
 from vqunet_tf.config import Config
 from vqunet_tf.errors import UserError
 from vqunet_tf.runs import RunFolder, save_model
@@ -87,6 +89,42 @@ def test_no_server_and_late_server(capsys, image_file):
     assert late.value.__cause__.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     line = refusal(capsys, client.console, f"--server={address}", "--model_name=tiny", f"--image={image_file[0]}")
     assert f"no server answers at {address}" in line
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        (
+            "the queue is full: 8 images wait, 8 may",
+            "answers UNAVAILABLE: the queue is full: 8 images wait, 8 may: try again",
+        ),
+        ("failed to connect to all addresses", "no server answers at localhost:1: start one"),
+    ],
+)
+def test_a_busy_server_is_not_taken_for_none(details, words):
+    class Unavailable(grpc.RpcError):
+        def code(self):
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self):
+            return details
+
+    def method(request, timeout):
+        raise Unavailable
+
+    with client.Client("localhost:1", "tiny", retries=0) as asking, pytest.raises(UserError, match=words):
+        asking._call(method, None)
+
+
+def test_an_image_that_claims_to_be_huge_or_is_cut_is_one_line(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    for name, start in (("huge", header), ("cut", header[:-4])):
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + chunk(b"IDAT", b""))
+        with pytest.raises(UserError, match=f"{name} cannot be read as an image"):
+            images.read_image(str(tmp_path / name), SHAPE)
 
 
 def test_process_says_what_it_does_and_stops_on_sigterm(base_path):

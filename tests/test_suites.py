@@ -154,6 +154,13 @@ def test_attacks_by_name_take_the_way_they_know(bench):
         suites.build("quick", ["pdg"], THREATS, steps=3)
 
 
+def test_a_suite_leaves_out_attacks_that_do_not_know_the_norm():
+    whole, part = (suites.build("standard", [], threats, steps=3) for threats in (THREATS, THREATS[:2]))
+    assert THREATS[2].norm == "l2" and {threat.norm for threat in THREATS[:2]} == {"linf"}
+    left_out = {attack.name for attack in whole.attacks} - {attack.name for attack in part.attacks}
+    assert left_out == {"cw_l2", "deepfool"}
+
+
 # === Rows ===
 
 

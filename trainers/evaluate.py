@@ -139,15 +139,22 @@ def _defenses(values: flags.FlagValues, plan: Plan, trained: RunFolder) -> Seque
 def _surrogates(folders: Sequence[str], own: RunFolder, test: data.Split, part: data.Split) -> dict[str, Chain]:
     """The models of other runs, each alone and behind its purifier."""
     found: dict[str, Chain] = {}
+    by_name: dict[str, str] = {}
     for path in folders:
         other = RunFolder(path)
+        name = other.path.resolve().name
+        if name in by_name:
+            raise UserError(
+                f"--surrogate={path}: expected folders of different names, got {name!r} for {by_name[name]} too: rename one"
+            )
+        by_name[name] = path
         if other.path.resolve() == own.path.resolve():
             raise UserError(f"--surrogate={path} is the evaluated run itself: expected one with another seed")
         other.load_config()  # refuses what is no run folder
         classifier, purifier = other.load_classifier(), other.load_purifier()
         shape = test.images.shape[1:]
         classifiers.check(classifier, shape, len(test.class_names), part.images[:64], str(other.classifier))
-        found |= surrogates(other.path.name, classifier, purifier)
+        found |= surrogates(name, classifier, purifier)
     return found
 
 
@@ -221,7 +228,7 @@ def console(argv: Sequence[str] | None = None) -> None:
     text("baselines_dir", None, "another run, whose trained unet, vqvae and dae are measured; without it the run's own")
     text("output_dir", None, "where to write; without it the run folder")
     text("data_dir", None, "where prepared TFDS data sets lie; without it the run's")
-    flags.DEFINE_integer("seed", 0, "decides random starts and random targets", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "decides random starts and random targets", 0, flag_values=values)
     flags.DEFINE_bool("fresh", False, "craft and measure all anew, whatever is kept", flag_values=values)
     flags.DEFINE_bool("strict", False, f"exit with status {STRICT} if a check failed", flag_values=values)
     run(main, values, str(__doc__), argv=argv)

@@ -131,7 +131,8 @@ class Bench:
             seconds += float(found["seconds"])
             self.seconds += float(found["seconds"])
             keys.append(key)
-        key = caching.key(victim, *keys) if self.cache else ""
+        # Of the victim its weights, not its name: another surrogate may come under the same one.
+        key = caching.key(self._places[victim], *keys) if self.cache else ""
         return Crafted(attack, images, seconds, getattr(attack, "surrogate", variant), key)
 
     def score(self, crafted: Crafted, defense: str, model: ThreatModel) -> Outcome:

@@ -33,10 +33,8 @@ def true_labels(labels: Any, n: int, classes: int) -> np.ndarray:
     """Returns labels as int32 `[n]` in 0..classes-1; a `UserError` says what is wrong with others."""
     found = np.asarray(keras.ops.convert_to_numpy(labels) if keras.ops.is_tensor(labels) else labels)
     if found.ndim == 2:
-        raise UserError(
-            f"expected labels [{n}], one whole number for each image, got {list(found.shape)}: "
-            "of one-hot labels give labels.argmax(axis=1)"
-        )
+        cure = "give labels[:, 0]" if found.shape[1] == 1 else "of one-hot labels give labels.argmax(axis=1)"
+        raise UserError(f"expected labels [{n}], one whole number for each image, got {list(found.shape)}: {cure}")
     if found.shape != (n,):
         raise UserError(f"expected labels [{n}], one for each image, got {list(found.shape)}")
     if not np.issubdtype(found.dtype, np.number) or not np.equal(found, np.round(found)).all():

@@ -140,7 +140,7 @@ def build(
     iterated_examples: the largest number of images that attacks of several steps meet; without it all.
     threats: of several norms an attack takes the first that it has, linf before l2.
 
-    Unknown names, and an attack without any of the norms, raise a `UserError`.
+    Unknown names, and a named attack without any of the norms, raise a `UserError`; a suite leaves such an attack out.
     """
     if not threats:
         raise UserError("expected at least one radius to attack within, got none")
@@ -150,7 +150,9 @@ def build(
         )
     chosen = suite(name, names)
     made: dict[str, list[Attack]] = {
-        each: _within(each, threats, steps) for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
+        each: _within(each, threats, steps)
+        for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
+        if names or any(threat.norm in attacks.ATTACKS[_made(each)].norms for threat in threats)
     }
 
     if iterated_examples is not None:
@@ -161,7 +163,9 @@ def build(
     def of(some: Sequence[str]) -> tuple[Attack, ...]:
         # Radius by radius, so that the first rows of a report are there first.
         ordered = dict.fromkeys(threats)
-        return tuple(attack for threat in ordered for each in some for attack in made[each] if attack.threat == threat)
+        return tuple(
+            attack for threat in ordered for each in some for attack in made.get(each, ()) if attack.threat == threat
+        )
 
     return Plan(
         gray=of(chosen.gray),
@@ -172,10 +176,14 @@ def build(
     )
 
 
+def _made(name: str) -> str:
+    """What crafts an attack: what is carried over, momentum, which carries over best (Dong et al. 2017, arXiv 1710.06081)."""
+    return "mim" if name == TRANSFER else name
+
+
 def _within(name: str, threats: Sequence[Threat], steps: int) -> list[Attack]:
     """One attack for each threat of the first norm that the attack has."""
-    # What is carried over is crafted by momentum, which carries over best (Dong et al. 2017, arXiv 1710.06081).
-    made = "mim" if name == TRANSFER else name
+    made = _made(name)
     for norm in attacks.ATTACKS[made].norms:
         found = [threat for threat in dict.fromkeys(threats) if threat.norm == norm]
         if found:
