@@ -74,7 +74,7 @@ def _data(config: Config, counts: tuple[int, int] | None) -> str:
 def _classifier(config: Config, model: keras.Model, given: bool) -> str:
     settings = config.classifier
     cost = f"{model.count_params():,} parameters"
-    if getattr(model, "inputs", None):
+    if getattr(model, "inputs", None) and not any(isinstance(layer, keras.Model) for layer in model.layers):
         cost += f", {of_layers(model, config.data.image_shape) / 1e6:.2f} million multiply-accumulates an image"
     if given:
         return f"given, {cost}"

@@ -126,7 +126,30 @@ class TestInPrecision:
         assert {layer.compute_dtype for layer in model.layers} == {"float32"}
         assert classifiers.with_features(copy, (28, 28, 1))(images)["features"].dtype == "float32"
 
+    def test_a_layer_that_normalises_by_what_it_saw_still_does(self, rng):
+        images = rng.normal(7.0, 3.0, (64, 4, 4, 1)).astype("float32")
+        normalise = keras.layers.Normalization()
+        normalise.adapt(images)
+        inputs = keras.Input((4, 4, 1))
+        model = keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Flatten()(normalise(inputs))))
+        copy = classifiers.in_precision(model, "mixed_bfloat16")
+        logits, found = model.predict_on_batch(images), copy.predict_on_batch(images)
+        assert copy is not model and np.abs(found - logits).max() < 0.05 * np.abs(logits).max()
+
     def test_what_cannot_be_copied_is_left_as_it_is(self):
+        class Plain(keras.layers.Layer):
+            def __init__(self):
+                super().__init__()
+
+            def call(self, x):
+                return 2 * x
+
+            def get_config(self):
+                return {}
+
+        inputs = keras.Input((4, 4, 1))
+        own = keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Flatten()(Plain()(inputs))))
+        assert classifiers.in_precision(own, "mixed_bfloat16") is own
         model = build("fast")
         images = keras.Input((28, 28, 1))
         nested = keras.Model(images, model(images))

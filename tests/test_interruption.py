@@ -228,6 +228,16 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monke
     assert run.purifier.exists()
 
 
+def test_any_file_that_cannot_be_written_is_one_line(capsys):
+    def command():
+        raise OSError(28, "No space left on device", "runs/mine/metrics.csv")
+
+    with pytest.raises(SystemExit) as ended:
+        guard(command)()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: runs/mine/metrics.csv: No space left on device: ")
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(optimizer="sgd", loss="mse")

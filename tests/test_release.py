@@ -126,6 +126,14 @@ def test_what_is_written_names_no_place_and_the_card_says_what_it_knows(house, t
     assert "not counted" in card and card.count("*to be written*") >= 4 and "## Intended use and limits" in card
 
 
+def test_a_classifier_of_models_is_not_counted(house, tmp_path):
+    run = finished(tmp_path / "run")
+    wrapped = classifiers.with_logits(keras.Sequential([run.load_classifier(), keras.layers.Softmax()]), SHAPE)
+    card = release_card.text("tiny", run.load_config(), wrapped, run.load_purifier(), counts=None, given=True)
+    (line,) = [line for line in card.splitlines() if line.startswith("| classifier |")]
+    assert line == f"| classifier | given, {wrapped.count_params():,} parameters |"
+
+
 def test_a_card_that_is_there_is_left_alone(house, tmp_path):
     run = finished(tmp_path / "run")
     (house / "tiny").mkdir()

@@ -20,6 +20,21 @@ def _at_least(config: Any, lowest: float, *names: str) -> None:
             raise UserError(f"configuration {name}: expected at least {lowest:g}, got {getattr(config, name)!r}")
 
 
+def _seed(config: Any) -> None:
+    """Raises a `UserError` for a seed that NumPy does not take."""
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"configuration seed: expected a whole number from 0 to 2^32 - 1, got {config.seed!r}")
+
+
+def _radii(name: str, epsilons: Iterable[float]) -> None:
+    """Raises a `UserError` for the first radius that is not on the [0,1] scale."""
+    for epsilon in epsilons:
+        if not 0.0 <= epsilon <= 1.0:
+            raise UserError(
+                f"configuration {name}: expected radii on the [0,1] scale, such as 8/255 = 0.0314, got {epsilon:g}"
+            )
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the images come from.
@@ -41,7 +56,8 @@ class DataConfig:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "seed", "limit")
+        _at_least(self, 0, "limit")
+        _seed(self)
         if not 0.0 < self.validation_fraction < 1.0:
             raise UserError(
                 f"configuration validation_fraction: expected between 0 and 1, got {self.validation_fraction}"
@@ -193,7 +209,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")
-        _at_least(self, 0, "clean", "noisy", "adversarial", "seed", "learning_rate", "weight_decay", "warmup", "muon")
+        _at_least(self, 0, "clean", "noisy", "adversarial", "learning_rate", "weight_decay", "warmup", "muon")
+        _seed(self)
         _at_least(
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
@@ -259,7 +276,8 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "copies", "max_steps", "batch_size")
-        _at_least(self, 0, "epsilon", "radius_power", "refresh")
+        _at_least(self, 0, "radius_power", "refresh")
+        _radii("attack.epsilon", [self.epsilon])
         if self.max_steps == 1 and "single_step" in self.leave_out:
             raise UserError("configuration attack.max_steps: expected at least 2 where single_step is left out, got 1")
         for name in self.leave_out:
@@ -296,6 +314,7 @@ class EvaluationConfig:
         _at_least(self, 1, "pgd_steps", "num_examples", "batch_size")
         if not self.epsilons:
             raise UserError("configuration evaluation.epsilons: expected at least one radius such as 0.1, got none")
+        _radii("evaluation.epsilons", self.epsilons)
 
 
 @dataclass(frozen=True)

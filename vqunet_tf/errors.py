@@ -29,7 +29,7 @@ def choice(kind: str, name: str, known: Iterable[str], hint: str = "") -> str:
 
 
 def guard(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a command so that a `UserError` ends it in one line, status 2.
+    """Wraps a command so that a `UserError`, or a file that cannot be read or written, ends it in one line, status 2.
 
     Ctrl-C ends it with status 130, SIGTERM (where it is noticed) with 143.
     """
@@ -40,6 +40,10 @@ def guard(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except UserError as error:
             line = " ".join(str(error).split())
+            status = 2
+        except OSError as error:  # a full disk, a folder of somebody else
+            place = f"{error.filename}: " if error.filename else ""
+            line = f"{place}{error.strerror or error}: mend it and give the same command again; what was saved is whole"
             status = 2
         except Interrupted as stop:
             line = f"interrupted by {stop}: all is saved, give the same command again to go on"

@@ -27,6 +27,7 @@ class RunFolder:
         self.classifier = checksums.path_of(self.path, "classifier.keras")  # presets may share one
         self.purifier = self.path / "purifier.keras"
         self.baselines = self.path / "baselines"
+        self.images = self.path / "images.sha256"
         self.metrics = self.path / "metrics.csv"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -62,6 +63,7 @@ class RunFolder:
         """What lies in the folder, and what each thing is."""
         known = {
             self.config: "the settings; --config takes it for another run",
+            self.images: "which training images: a hash, and how many",
             self.classifier: "the frozen classifier, images in [0, 1] to logits",
             self.purifier: "the purifier, images to images",
             self.baselines: "purifiers to compare with",

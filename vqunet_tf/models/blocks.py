@@ -90,7 +90,9 @@ class PadToMultiple(layers.Layer):
                 )
         if all(isinstance(missing, int) and missing == 0 for missing in short):
             return images
-        return ops.pad(images, [[0, 0], [0, short[0]], [0, short[1]], [0, 0]], mode="symmetric")
+        # Not ops.pad(mode="symmetric"): Keras 3.15 repeats the border instead on PyTorch.
+        down = ops.concatenate([images, ops.flip(images[:, ops.shape(images)[1] - short[0] :], axis=1)], axis=1)
+        return ops.concatenate([down, ops.flip(down[:, :, ops.shape(images)[2] - short[1] :], axis=2)], axis=2)
 
     def compute_output_spec(self, images: Any) -> Any:
         batch, height, width, channels = images.shape

@@ -186,7 +186,8 @@ def with_logits(classifier: keras.Model, image_shape: Sequence[int]) -> keras.Mo
 def in_precision(classifier: keras.Model, policy: str) -> keras.Model:
     """A copy of a functional classifier whose layers compute under a dtype policy such as `mixed_bfloat16`.
 
-    Its last dense layer keeps its own. A model that is not functional, or of models, is returned as it is.
+    Its last dense layer keeps its own. A model that is not functional, of models, or with a layer that takes no dtype,
+    is returned as it is.
     """
     inside = getattr(classifier, "layers", [])
     if (
@@ -201,8 +202,14 @@ def in_precision(classifier: keras.Model, policy: str) -> keras.Model:
         kept = layer is last or isinstance(layer, layers.InputLayer) or not isinstance(layer, layers.Layer)
         return type(layer).from_config({**layer.get_config(), **({} if kept else {"dtype": policy})})
 
-    copy = keras.models.clone_model(classifier, clone_function=remade)
+    try:
+        copy = keras.models.clone_model(classifier, clone_function=remade)
+    except TypeError:  # a layer of the user's own whose settings have no dtype
+        return classifier
     copy.set_weights(classifier.get_weights())
+    for layer in copy.layers:
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()  # what it computes with is made of its weights, not its weights
     return copy
 
 

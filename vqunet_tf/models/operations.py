@@ -14,8 +14,10 @@ def multiply_accumulates(model: VQUNet, shape: tuple[int, ...]) -> int:
 
 
 def of_layers(model: keras.Model, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one image in the convolutions and dense layers of a functional model."""
+    """Multiply-accumulates of one image in the convolutions and dense layers of a functional model, not of models inside it."""
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)]
+    if not layers:
+        return 0
     outputs = keras.Model(model.inputs[0], [layer.output for layer in layers])(np.zeros((1, *shape), "float32"))
     places = [int(np.prod(output.shape[1:-1])) for output in outputs]
     return sum(place * int(np.prod(layer.kernel.shape)) for place, layer in zip(places, layers, strict=True))

@@ -122,7 +122,8 @@ class MetricsFile(keras.callbacks.Callback):
         rows = [["stage", "epoch", "name", "value"]]
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if row[0] != stage or int(row[1]) <= done_epochs]
+                whole = [row for row in csv.reader(file) if len(row) == 4]  # one cut by a kill or a full disk is not
+                rows = [row for row in whole if row[0] != stage or int(row[1]) <= done_epochs]
         write_text(path, "".join(",".join(row) + "\n" for row in rows))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

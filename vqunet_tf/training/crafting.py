@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,8 +79,11 @@ class Crafting:
         path = self.run.checkpoints / f"adversaries.{turn}.{copy}.npy"
         workers.appears(path)
         if path.exists():
-            bar.update(len(self.images))
-            return np.load(path)
+            kept = _load_array(path, self.images.shape)
+            if kept is not None:
+                bar.update(len(self.images))
+                return kept
+            bar.write(f"warning: {path} is damaged: that copy is crafted again", file=sys.stderr)
 
         shown = views(np.full(len(self.images), copy), np.arange(len(self.images)))
         seed = (self.config.training.seed, turn, copy)
@@ -112,6 +116,15 @@ class Refresh(keras.callbacks.Callback):
             self.turn = epoch // self.every
             self.batches.views, self.batches.adversarial = self.make(self.turn)
             self.batches.answers = self.make.answers(self.batches.views)
+
+
+def _load_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A kept copy; None if it cannot be read, or is not one of these images."""
+    try:
+        found = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.uint8 else None
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

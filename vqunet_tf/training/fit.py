@@ -16,7 +16,7 @@ from vqunet_tf.errors import choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import checkpoints, crafting, devices, given, loop, selection, tensorboard, workers
+from vqunet_tf.training import checkpoints, crafting, devices, folder, given, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective
@@ -65,6 +65,7 @@ def _train(config: Config, run: RunFolder, say: Say, baselines: tuple[str, ...])
 
     split, held_out = data.load(config.data, "train"), data.load(config.data, "validation")
     config = config.replace({"data.image_shape": split.images.shape[1:], "data.class_names": split.class_names})
+    given.refuse_images(config)
     classifier = None
     if config.classifier.path and not run.classifier.exists():
         classifier = given.classifier_of(config, held_out.images[:64], say)
@@ -76,7 +77,8 @@ def _train(config: Config, run: RunFolder, say: Say, baselines: tuple[str, ...])
         run.create(config)
     if config.training.deterministic:
         backend.make_deterministic()
-    with Interruption() as interruption:
+    with folder.alone(run), Interruption() as interruption:
+        folder.same_images(run, split)
         _Stages(config, run, split, held_out, say, interruption).train(classifier, missing, baselines)
     workers.wait()
     _clean_up(run)
@@ -272,10 +274,7 @@ class _Stages:
         return classifiers.with_features(classifier, self.config.data.image_shape, self.config.classifier.feature_layer)
 
     def _known_guide(self) -> keras.Model:
-        """For crafting: not in float16, in which small input gradients are zero."""
-        policy = self.config.training.precision
-        policy = "float32" if policy == "mixed_float16" else policy
-        return self._guide(classifiers.in_precision(self.run.load_classifier(), policy))
+        return self._guide(classifiers.in_precision(self.run.load_classifier(), self.config.training.precision))
 
     def _selection(self, averages: Averages, purifier: VQUNet, classifier: keras.Model) -> selection.Selection:
         """Scores with PGD at the first radius of the evaluation: of the classifier, or of the whole chain."""

@@ -19,7 +19,7 @@ from vqunet_tf.models.vector_quantizer import GRADIENTS, VectorQuantizer
 from vqunet_tf.training import devices
 
 OBJECTIVES = ("gray_box", "adaptive")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("float32", "mixed_bfloat16")  # in float16 gradients of images vanish
 
 _CODES = ("num_embeddings", "embedding_dim", "groups")
 
@@ -54,6 +54,18 @@ def refuse_impossible(config: Config) -> None:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
         raise UserError(f"configuration purifier: {error}") from None
+
+
+def refuse_images(config: Config) -> None:
+    """Raises a `UserError` for images that are too small for the purifier."""
+    settings, shape = config.purifier, config.data.image_shape
+    multiple = settings.stem * 2 ** (len(settings.widths) - 1)
+    least = max(8, (multiple + 1) // 2)
+    if min(shape[:2]) < least:
+        raise UserError(
+            f"expected images of at least {least}x{least} pixels for a purifier of {len(settings.widths)} levels and stem "
+            f"{settings.stem}, got {shape[0]}x{shape[1]}: give larger images, or fewer purifier.widths"
+        )
 
 
 def refuse_classifier(config: Config) -> None:

@@ -90,7 +90,9 @@ def fixed(
     """
 
     def attack(targeted: bool, steps: int) -> Attacked:
-        return functools.cache(lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH))
+        return functools.cache(
+            lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, min(_BATCH, len(images)))
+        )
 
     found = {"untargeted": attack(False, steps), "targeted": attack(True, steps)}
     return {**found, "single_step": attack(False, 1)} if rule == "worst" else found
@@ -117,7 +119,9 @@ def renewed(
                 logits = defended(x, training=False)
             return {"logits": logits, "features": logits}
 
-        return lambda: adversaries.pgd(guide, images, labels, epsilon, steps, targeted, seed, _BATCH, first=True)
+        return lambda: adversaries.pgd(
+            guide, images, labels, epsilon, steps, targeted, seed, min(_BATCH, len(images)), first=True
+        )
 
     found = {"untargeted": attack(False), "targeted": attack(True)}
     return {**found, "soft": attack(False, "soft")} if rule == "worst" else found
