@@ -36,6 +36,7 @@ def refused(capsys, command, *flags):
 def test_train_evaluate_export(digits_run, tmp_path, capsys):
     assert {path.name for path in digits_run.iterdir()} == {
         "config.json",
+        "images.sha256",
         "classifier.keras",
         "purifier.keras",
         "metrics.csv",

@@ -100,7 +100,7 @@ def test_the_test_set_is_not_touched_by_training(numbered: Path, tmp_path: Path)
         ({"validation_fraction": 0.0}, "expected between 0 and 1, got 0.0"),
         ({"validation_fraction": 0.99}, "leaves none of 20 training images"),
         ({"limit": -1}, "limit: expected at least 0, got -1"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": -1}, "seed: expected a whole number from 0 to 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(numbered: Path, settings: dict[str, float], message: str):
