@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exported
 import keras
 import numpy as np
 import pytest
@@ -66,17 +67,11 @@ def jensen_shannon(p, q):
 
 def expected(models, signature, images):
     """The outputs of `signature` straight from the Keras models, everything after the logits in NumPy."""
-    purifier, classifier = models
-    unit = np.float32(images) / np.float32(255) if images.dtype == np.uint8 else images
-    kept = unit if signature == "undefended" else np.asarray(purifier(unit, training=False))
-    if signature == "purify":
-        return {"purified": kept}
-    logits = np.asarray(classifier(kept, training=False), np.float64)
-    chosen = logits.argmax(axis=-1)
-    found = {"probabilities": softmax(logits), "class_id": chosen, "label": np.array(NAMES)[chosen]}
-    if signature == "undefended":
+    found = exported.expected(models, signature, images)
+    if signature in ("purify", "undefended"):
         return found
-    return {**found, "adversarial_score": jensen_shannon(softmax(classifier(unit, training=False)), softmax(logits))}
+    alone = exported.expected(models, "undefended", images)["probabilities"]
+    return {**found, "adversarial_score": jensen_shannon(alone, found["probabilities"])}
 
 
 def answer_of(path, signature, images):
