@@ -143,7 +143,9 @@ class TrainingConfig:
         steps; None leaves it as it is (gray_box).
     start: a purifier.keras to begin with, such as one attacked on its head, to be attacked on the chain. Its code books may be of another
         size, if embedding_dim times groups is the same.
-    attack_steps, attack_step_size: of the attack in the loop; a step is that share of epsilon (adaptive).
+    loop_epsilon: largest radius, on the [0,1] scale, of an attack in the loop that goes on from what the purifier is shown, clean,
+        noisy or adversarial; 0 has none (gray_box; the adaptive objective always attacks, within `attack.epsilon`).
+    attack_steps, attack_step_size: of the attack in the loop; a step is that share of its radius.
     gradient: what passes the quantizers while the purifier learns and is attacked in the loop.
     attack_gradients: what passes them in the attack in the loop and while its images are learned, each for its share of a
         batch; `identity` switches the quantizers off for its share; none is `gradient` (adaptive).
@@ -183,6 +185,7 @@ class TrainingConfig:
     feature_weight: float = 0.0
     codebook_weight: float = 1.0
     start: str | None = None
+    loop_epsilon: float = 0.0
     attack_steps: int = 2
     attack_step_size: float = 0.75
     gradient: str = "straight_through"
@@ -216,6 +219,13 @@ class TrainingConfig:
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
         _at_least(self, 0, "encoder_epochs", "encoder_learning_rate")
+        if self.loop_epsilon:
+            _radii("training.loop_epsilon", [self.loop_epsilon])
+            if self.objective != "gray_box":
+                raise UserError(
+                    f"configuration training.loop_epsilon: expected 0 for the objective {self.objective}, which has an attack in the loop "
+                    f"within attack.epsilon, got {self.loop_epsilon:g}"
+                )
         choice("configuration training.selection", self.selection, SELECTIONS)
         choice("configuration training.attack_on", self.attack_on, ("chain", "head"))
         if self.attack_on == "head" and not self.head_weight:

@@ -69,7 +69,9 @@ class GrayBoxBatches(Batches):
 
     An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
     random sign, its size drawn up to the attack's radius. Where the weight of the pixels fades, "pixel_weight" float32
-    [B] is what it is at this step; where there are labels, "label" int32 [B].
+    [B] is what it is at this step; where there are labels, "label" int32 [B]. With `training.loop_epsilon` an attack in the
+    loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius, loop_epsilon sqrt(u) with u uniform, and
+    "start" float32 [B, H, W, C] where it begins, uniform in that ball.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
@@ -93,6 +95,7 @@ class GrayBoxBatches(Batches):
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
+        self.further = training.loop_epsilon
         self.weights = (training.pixel_weight, training.final_pixel_weight)
         self.fading = training.pixel_fade * training.epochs * self.per_epoch
 
@@ -117,6 +120,10 @@ class GrayBoxBatches(Batches):
         said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
         if self.labels is not None:
             said["label"] = self.labels[chosen].astype(np.int32)
+        if self.further:
+            radius = np.float32(self.further) * np.sqrt(rng.random((len(chosen), 1, 1, 1), dtype=np.float32))
+            start = radius * (2.0 * rng.random(clean.shape, dtype=np.float32) - 1.0)
+            said.update(epsilon=radius, start=start)
         return {"seen": seen, "clean": clean, **said}
 
     def _with_noise(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -83,6 +83,10 @@ class GrayBoxObjective(Objective):
                                                                                supervision, Lee et al. 2015, arXiv 1409.5185)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
+    Where the batches have a "start" and an "epsilon" (`training.loop_epsilon`), x' is first moved up to epsilon further, to where
+    f(P(x')) is least sure of what f says about x: a few projected gradient steps (Madry et al. 2018, arXiv 1706.06083) on the chain
+    as it stands. What was crafted against f alone tells how f can be fooled; this tells what P still lets through.
+
     The head h, of the mean over all places, learns beside the purifier and is then thrown away.
     The quantizers' losses are outputs added here: `add_loss` is not safe under `tf.distribute` once a layer
     synchronises its replicas.
@@ -107,21 +111,37 @@ class GrayBoxObjective(Objective):
         self.purifier = purifier
         self.guide = guide
         self.guide.trainable = False
+        self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
         self.head = None
         if config.head_weight:
             self.head = new_head(purifier, guide.output["logits"].shape[-1]) if head is None else head
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        result = self.purifier.graph(pixels.to_unit(inputs["seen"]), training=training)
+        seen = pixels.to_unit(inputs["seen"])
+        if training and "epsilon" in inputs:
+            seen = ops.stop_gradient(self.attack(seen, inputs))
+        result = self.purifier.graph(seen, training=training)
         found = self.guide(result["images"], training=False)
         if self.head is not None:
             found = {**found, "head": glance(self.head, result["bottleneck"])}
         return {"images": result["images"], "codebook": result["loss"], **found}
 
+    def attack(self, seen: Any, inputs: dict[str, Any]) -> Any:
+        """Images [B, H, W, C] within epsilon of those seen and [0, 1], against what the classifier says about the clean ones."""
+
+        def logits(x: Any) -> Any:
+            return self.guide(self.purifier.graph(x, training=False)["images"], training=False)["logits"]
+
+        said = ops.argmax(self._wanted(inputs)["logits"], axis=-1)
+        return climb(logits, seen, inputs["start"], inputs["epsilon"], said, self.attack_steps, self.step_size)
+
+    def _wanted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the classifier says about the clean images: known beforehand, or asked now."""
+        return inputs if "logits" in inputs else self.guide(pixels.to_unit(inputs["clean"]), training=False)
+
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
-        clean = pixels.to_unit(x["clean"])
-        wanted = x if "logits" in x else self.guide(clean, training=False)  # known beforehand, or asked now
+        clean, wanted = pixels.to_unit(x["clean"]), self._wanted(x)
         return {
             "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
             "guidance": divergence(wanted["logits"], outputs["logits"]),
