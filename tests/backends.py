@@ -95,6 +95,8 @@ def main(folder: Path) -> None:
     results["losses encoder shown"] = steps(EncoderObjective(defended.purifier, objective.head, shares), shown)
     guided = GrayBoxObjective(defended.purifier, guide, shares, objective.head)
     results["losses gray_box head"] = steps(guided, shown)
+    looped = GrayBoxObjective(defended.purifier, guide, settings)
+    results["losses gray_box loop"] = steps(looped, {**shown, "start": inputs["start"], "epsilon": inputs["epsilon"]})
     train_a_run(folder)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)

@@ -49,6 +49,7 @@ def test_overrides_are_typed():
         ("data.seed=4294967296", r"seed: expected a whole number from 0 to 2\^32 - 1, got 4294967296"),
         ("attack.epsilon=8", r"attack.epsilon: expected radii on the \[0,1\] scale, such as 8/255 = 0.0314, got 8"),
         ("evaluation.epsilons=[0.1,-0.1]", r"evaluation.epsilons: expected radii on the \[0,1\] scale.*got -0.1"),
+        ("training.loop_epsilon=8", r"training.loop_epsilon: expected radii on the \[0,1\] scale.*got 8"),
         ("attack.copies=0", "copies: expected at least 1, got 0"),
         ("data.validation_fraction=1.5", "validation_fraction: expected between 0 and 1, got 1.5"),
         ('purifier.widths=[8,"a"]', "expected int, got 'a'"),
@@ -57,6 +58,12 @@ def test_overrides_are_typed():
 def test_wrong_overrides_are_one_line(assignment, message):
     with pytest.raises(UserError, match=message):
         Config().override([assignment])
+
+
+def test_an_attack_in_the_loop_of_its_own_is_for_the_gray_box_objective():
+    config = Config().override(["training.loop_epsilon=0.01"])
+    with pytest.raises(UserError, match="loop_epsilon: expected 0 for the objective adaptive.*got 0.01"):
+        config.override(["training.objective=adaptive"])
 
 
 def test_an_unknown_preset_lists_the_known_ones():

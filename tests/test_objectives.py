@@ -108,6 +108,34 @@ class TestGrayBox:
         known["logits"] = known["logits"][::-1]
         assert float(objective.compute_loss(known, None, outputs)) != pytest.approx(asked, rel=1e-3)
 
+    def test_an_attack_in_the_loop_goes_on_from_what_is_seen(self, guide, images):
+        """Within its radius of the seen image it takes the chain away from what the classifier says about the clean one."""
+        purifier, clean = tiny_purifier(), images // 2
+        purifier.set_gradient("identity")  # without quantizers, whose codes would move in training
+        settings = TrainingConfig(loop_epsilon=0.1, attack_steps=3, attack_step_size=0.5)
+        objective = GrayBoxObjective(purifier, guide, settings)
+        still = {"seen": images, "clean": clean}
+        start, radius = np.zeros(images.shape, "float32"), np.linspace(0, 0.1, 40, dtype="float32")
+        inputs = {**still, "start": start, "epsilon": radius.reshape(40, 1, 1, 1)}
+        seen = np.asarray(pixels.to_unit(images))
+        attacked = np.asarray(objective.attack(seen, inputs))
+        moved = np.abs(attacked - seen).max(axis=(1, 2, 3))
+        assert (moved <= radius + 1e-6).all() and moved[-1] > 0.09 and attacked.min() >= 0 and attacked.max() <= 1
+        said = np.asarray(guide(pixels.to_unit(clean))["logits"]).argmax(axis=1)
+
+        def loss(x):
+            return -log_softmax(guide(purifier(x))["logits"])[np.arange(40), said].mean()
+
+        noise = np.clip(seen + 0.1 * np.sign(np.random.default_rng(0).normal(size=seen.shape)), 0, 1)
+        assert loss(attacked) > max(loss(seen), loss(noise.astype("float32")))
+        known = guide.predict_on_batch(pixels.to_unit(clean))
+        np.testing.assert_allclose(objective.attack(seen, {**inputs, **known}), attacked, atol=1e-6)
+        # In training the purifier is shown those, otherwise what comes; without a radius there is no attack.
+        for given, training, shown in ((inputs, True, attacked), (inputs, False, seen), (still, True, seen)):
+            np.testing.assert_allclose(objective(given, training=training)["images"], purifier(shown), atol=1e-5)
+        objective.compile(optimizer="sgd")
+        assert np.isfinite(objective.train_on_batch(inputs, return_dict=True)["loss"])
+
     def test_a_step_in_mixed_precision_is_about_the_one_in_float32(self, images):
         losses = []
         for name in ("float32", "mixed_bfloat16"):

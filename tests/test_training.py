@@ -317,6 +317,22 @@ class TestBatches:
         with pytest.raises(UserError, match="final_pixel_weight: expected it and pixel_weight above 0, got 0 and 16"):
             TrainingConfig(pixel_weight=16.0, final_pixel_weight=0.0)
 
+    def test_an_attack_in_the_loop_begins_within_its_radius(self, images):
+        """Half of the radii are below loop_epsilon / sqrt 2; what is seen stays as it is without it."""
+        plain, looped = (gray_box(images, images[None] // 2, loop_epsilon=radius) for radius in (0.0, 0.1))
+        radii = []
+        for epoch in range(50):
+            for batches in (plain, looped):
+                batches.start(epoch)
+            inputs = looped[1]
+            np.testing.assert_array_equal(inputs["seen"], plain[1]["seen"])
+            assert inputs["start"].dtype == inputs["epsilon"].dtype == np.float32
+            assert (np.abs(inputs["start"]) <= inputs["epsilon"]).all()
+            assert (np.abs(inputs["start"]).max(axis=(1, 2, 3)) > 0.8 * inputs["epsilon"][:, 0, 0, 0]).all()
+            radii += list(inputs["epsilon"].ravel())
+        assert max(radii) <= 0.1 and np.mean(np.array(radii) < 0.1 / np.sqrt(2)) == pytest.approx(0.5, abs=0.06)
+        assert set(inputs) - set(plain[1]) == {"epsilon", "start"}
+
     def test_the_radius_grows_step_by_step(self, images):
         """Two batches an epoch, four epochs, a warm-up of half of the eight steps: a quarter more each step."""
         settings = TrainingConfig(batch_size=20, epochs=4, epsilon_warmup=0.5)
