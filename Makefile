@@ -23,7 +23,7 @@ results:
 
 test:
 	@$(call install,requirements.txt requirements-dev.txt)
-	@"$(VENV)/bin/python" -m pytest -q
+	@"$(VENV)/bin/python" -m pytest -q -n 2 --dist loadfile
 
 lint:
 	@$(call install,requirements.txt requirements-dev.txt)
