@@ -64,8 +64,12 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert {row["steps"] for row in found["rows"]} == {0, 1, 2}
 
     assert (run_folder.path / "plots" / "curves.png").exists()
-    _main(f"--run_dir={run_folder.path}", "--iterated_examples=100", "--epsilons=0.1", "--attacks=fgsm")
-    assert "--iterated_examples=100 --num_examples=8" in json.loads(run_folder.report.read_text())["command"]
+    _main(f"--run_dir={run_folder.path}", "--iterated_examples=100", "--epsilons=0.1", "--white_box_attacks=fgsm")
+    found = json.loads(run_folder.report.read_text())
+    assert "--iterated_examples=100 --num_examples=8" in found["command"]
+    assert " --white_box_attacks=fgsm " in found["command"]
+    made = {(row["threat_model"], row["attack"]) for row in found["rows"] if not row["worst_case"]}
+    assert made >= {("gray_box", "pgd"), ("white_box", "fgsm")} and ("white_box", "pgd") not in made
     _main(f"--run_dir={run_folder.path}", "--epsilons=0.1", "--attacks=fgsm")
     assert not (run_folder.path / "plots" / "curves.png").exists()  # one epsilon is no curve, and the old one is wrong
 

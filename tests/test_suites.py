@@ -154,6 +154,18 @@ def test_attacks_by_name_take_the_way_they_know(bench):
         suites.build("quick", ["pdg"], THREATS, steps=3)
 
 
+def test_white_box_attacks_can_be_others():
+    for names in ([], ["pgd", "mim"]):
+        usual, fewer = (
+            suites.build("standard", names, THREATS, steps=3, white=white) for white in ([], ["fgsm", "pgd"])
+        )
+        assert [attack.name for attack in fewer.gray] == [attack.name for attack in usual.gray]
+        assert {attack.name for attack in fewer.white} == {"fgsm", "pgd"} != {attack.name for attack in usual.white}
+        assert fewer.suite.variants == usual.suite.variants
+    with pytest.raises(UserError, match="unknown white-box attack 'square': expected one of apgd_ce, .*pgd_targeted"):
+        suites.build("standard", [], THREATS, steps=3, white=["square"])
+
+
 def test_a_suite_leaves_out_attacks_that_do_not_know_the_norm():
     whole, part = (suites.build("standard", [], threats, steps=3) for threats in (THREATS, THREATS[:2]))
     assert THREATS[2].norm == "l2" and {threat.norm for threat in THREATS[:2]} == {"linf"}

@@ -59,7 +59,8 @@ def main(values: flags.FlagValues) -> None:
     settings = config.evaluation
     channels = (config.data.image_shape or (1,))[-1]
     threats = _threats(values, settings, channels)
-    plan = suites.build(values.suite, values.attacks, threats, settings.pgd_steps, values.iterated_examples)
+    chosen = (values.suite, values.attacks, threats, settings.pgd_steps, values.iterated_examples)
+    plan = suites.build(*chosen, values.white_box_attacks)
     classifier, purifier = folder.load_classifier(), folder.load_purifier()
     inputs.check_agreement(config, classifier, purifier, str(folder.path))
 
@@ -177,6 +178,7 @@ def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation
     radii = {norm: [a.threat.epsilon for a in plan.attacks if a.threat.norm == norm] for norm in NORMS}
     lists = {
         "attacks": values.attacks,
+        "white_box_attacks": values.white_box_attacks,
         "norm": [values.norm] if values.norm else [],
         "epsilons": radii["l2"] if values.norm == "l2" else radii["linf"],
         "l2_epsilons": [] if values.norm == "l2" else radii["l2"],
@@ -212,6 +214,7 @@ def console(argv: Sequence[str] | None = None) -> None:
     text("preset", None, "released weights instead of a run folder")
     text("suite", "quick", f"attacks by the name of a set: {', '.join(suites.SUITES)}")
     several("attacks", f"attacks one by one, instead: {','.join(ATTACKS)}")
+    several("white_box_attacks", "those of attackers who know the purifier, where they are to be others")
     several("epsilons", "radii on the [0,1] scale, 0.1 or 8/255; without it the run's")
     several("l2_epsilons", "l2 radii of the attacks that know no other norm; without it the run's")
     flags.DEFINE_enum("norm", None, NORMS, "attack in this norm only", flag_values=values)

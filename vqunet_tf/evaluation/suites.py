@@ -110,12 +110,15 @@ class Plan:
         return [model for model, chosen in found.items() if chosen]
 
 
-def suite(name: str, names: Sequence[str] = ()) -> Suite:
+def suite(name: str, names: Sequence[str] = (), white: Sequence[str] = ()) -> Suite:
     """Returns the suite `name`, or with `names` one that runs these attacks as that suite would.
 
-    An attack that follows gradients is made gray-box and white-box, another black-box. Unknown names raise a
-    `UserError` that lists the known ones.
+    An attack that follows gradients is made gray-box and white-box, another black-box. `white` names those that are made
+    white-box, where these are to be others. Unknown names raise a `UserError` that lists the known ones.
     """
+    if white:
+        followed = tuple(choice("white-box attack", each, _GRADIENT) for each in dict.fromkeys(white))
+        return dataclasses.replace(suite(name, names), white=followed)
     found = SUITES[choice("suite", name, SUITES)]
     if not names:
         return found
@@ -132,11 +135,16 @@ def suite(name: str, names: Sequence[str] = ()) -> Suite:
 
 
 def build(
-    name: str, names: Sequence[str], threats: Sequence[Threat], steps: int, iterated_examples: int | None = None
+    name: str,
+    names: Sequence[str],
+    threats: Sequence[Threat],
+    steps: int,
+    iterated_examples: int | None = None,
+    white: Sequence[str] = (),
 ) -> Plan:
     """Returns the attacks of a suite, or those named, each within the threats whose norm it has.
 
-    names: overrides the suite unless empty. steps: of the iterated attacks.
+    names: overrides the suite unless empty; `white` its white-box attacks likewise. steps: of the iterated attacks.
     iterated_examples: the largest number of images that attacks of several steps meet; without it all.
     threats: of several norms an attack takes the first that it has, linf before l2.
 
@@ -148,7 +156,7 @@ def build(
         raise UserError(
             f"iterated attacks: expected at least {FEW} images, got {iterated_examples}: fewer would be left out of the worst case"
         )
-    chosen = suite(name, names)
+    chosen = suite(name, names, white)
     made: dict[str, list[Attack]] = {
         each: _within(each, threats, steps)
         for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
