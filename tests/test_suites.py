@@ -164,6 +164,8 @@ def test_white_box_attacks_can_be_others():
         assert fewer.suite.variants == usual.suite.variants
     with pytest.raises(UserError, match="unknown white-box attack 'square': expected one of apgd_ce, .*pgd_targeted"):
         suites.build("standard", [], THREATS, steps=3, white=["square"])
+    with pytest.raises(UserError, match="deepfool knows the norm l2, not 'linf'"):
+        suites.build("standard", [], THREATS[:2], steps=3, white=["deepfool"])
 
 
 def test_a_suite_leaves_out_attacks_that_do_not_know_the_norm():

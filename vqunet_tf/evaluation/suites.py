@@ -160,7 +160,7 @@ def build(
     made: dict[str, list[Attack]] = {
         each: _within(each, threats, steps)
         for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
-        if names or any(threat.norm in attacks.ATTACKS[_made(each)].norms for threat in threats)
+        if names or each in white or any(threat.norm in attacks.ATTACKS[_made(each)].norms for threat in threats)
     }
 
     if iterated_examples is not None:
