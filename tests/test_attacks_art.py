@@ -234,6 +234,52 @@ def test_restarts_of_apgd_go_to_what_resists(victim, batch):
         APGDCE(threat=threat, restarts=0)
 
 
+@pytest.mark.parametrize("threat", [Threat("linf", 0.1), Threat("l2", 0.6)], ids=lambda threat: threat.norm)
+@pytest.mark.parametrize("kind", [APGDCE, APGDDLR])
+def test_apgd_until_fooled_keeps_the_first_point_of_each_path_that_fools(monkeypatch, victim, batch, threat, kind):
+    """All that ART looks at is written down; the first misclassified point of each image is what comes back."""
+    images, labels = batch
+    path: list[np.ndarray] = []
+    whole = EndToEnd.compute_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            EndToEnd, "compute_loss", lambda self, x, y, **more: (path.append(x.copy()), whole(self, x, y))[1]
+        )
+        ends = kind(threat=threat, steps=12)(victim, images, labels, seed=5)
+    wrong = np.stack([_classes(victim, x) != labels for x in path])
+    first, ever = wrong.argmax(axis=0), wrong.any(axis=0)
+    assert 3 < ever.sum() < N and len(set(first[ever])) > 1
+    found = kind(threat=threat, steps=12, until_fooled=True)(victim, images, labels, seed=5)
+    np.testing.assert_allclose(found[ever], np.stack(path)[first, np.arange(N)][ever], atol=1e-5)
+    np.testing.assert_allclose(found[~ever], ends[~ever], atol=1e-5)
+    assert (_classes(victim, found) != labels)[_classes(victim, ends) != labels].all()
+
+
+def test_apgd_until_fooled_asks_less(victim, batch):
+    images, labels = batch
+    sizes: list[int] = []
+
+    def counting(x: Any) -> Any:
+        tf.py_function(lambda seen: sizes.append(len(seen)), [x], [])
+        return victim(x)
+
+    def asked(attack: Attack) -> int:
+        sizes.clear()
+        found = attack(counting, images, labels)
+        assert (_classes(victim, found) != labels).all()
+        return sum(sizes)
+
+    far = Threat("linf", 0.5)
+    assert asked(APGDCE(threat=far, steps=40, until_fooled=True)) < asked(APGDCE(threat=far, steps=40)) / 5
+    # Restarts go to what resists, a new batch each time; images wrong untouched are left alone.
+    wrong = np.where(np.arange(N) < 3, (labels + 1) % CLASSES, labels)
+    near, kept = Threat("linf", 0.06), {"steps": 3, "restarts": 3}
+    found = APGDCE(threat=near, until_fooled=True, **kept)(victim, images, wrong, seed=0)
+    np.testing.assert_array_equal(found[:3], images[:3])
+    plain = APGDCE(threat=near, **kept)(victim, images, wrong, seed=0)
+    assert (_classes(victim, found) != wrong)[_classes(victim, plain) != wrong].all()
+
+
 def test_two_classes_have_no_ratio_of_three_logits(victim, batch):
     images, _ = batch
     two = lambda x: victim(x)[:, :2]  # noqa: E731

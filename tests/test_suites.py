@@ -132,6 +132,8 @@ def test_an_image_that_is_fooled_is_left_only_where_the_fooled_is_the_real_chain
         if job.shown == (("vqunet", WHITE),) and job.attack.name == "pgd":
             assert job.attack.until_fooled == (job.variant not in ("unquantized", "mismatch"))
             assert isinstance(job.attack, MismatchPGD) == (job.variant == "mismatch")
+        elif job.shown == (("vqunet", WHITE),) and job.attack.name.startswith("apgd"):
+            assert job.attack.until_fooled
         elif job.label == "gray-box":  # shown to others: made to the end
             assert not getattr(job.attack, "until_fooled", False)
 

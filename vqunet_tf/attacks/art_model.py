@@ -105,7 +105,12 @@ class EndToEnd(TensorFlowV2Classifier):
         """Loss `[B]` of each image; y one-hot."""
         if reduction != "none":
             raise ValueError(f"expected the loss of each image (reduction 'none'), got {reduction!r}")
-        return self.programs.losses[self.loss](np.asarray(x, np.float32), y.argmax(axis=1)).numpy()
+        return self.losses_and_logits(x, y)[0]
+
+    def losses_and_logits(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Loss `[B]` of each image and logits `[B, classes]`, of one forward pass; y one-hot."""
+        losses, logits = self.programs.losses[self.loss](np.asarray(x, np.float32), y.argmax(axis=1))
+        return losses.numpy(), logits.numpy()
 
     def class_gradient(
         self, x: np.ndarray, label: Any = None, training_mode: bool = False, **kwargs: Any
@@ -156,7 +161,7 @@ class _Programs:
     logits: Callable[..., tf.Tensor]
     jacobian: Callable[..., tf.Tensor]
     class_gradient: Callable[..., tf.Tensor]
-    losses: dict[str, Callable[..., tf.Tensor]]
+    losses: dict[str, Callable[..., tuple[tf.Tensor, tf.Tensor]]]
     loss_gradients: dict[str, Callable[..., tf.Tensor]]
 
 
@@ -183,14 +188,18 @@ def _programs(victim: Victim, shape: tuple[int, ...]) -> _Programs:
             picked = tf.gather(logits(x), y, axis=1, batch_dims=1)
         return gradient(picked, x, tape)
 
-    def loss(kind: str) -> Callable[..., tf.Tensor]:
-        return lambda x, y: _SCALE * _LOSSES[kind](y, logits(x))
+    def loss(kind: str) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+        def compute(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            found = logits(x)
+            return _SCALE * _LOSSES[kind](y, found), found
+
+        return compute
 
     def loss_gradient(kind: str) -> Callable[..., tf.Tensor]:
         def compute(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                value = loss(kind)(x, y)
+                value, _ = loss(kind)(x, y)
             return gradient(value, x, tape)
 
         return compute
