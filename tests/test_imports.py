@@ -29,7 +29,7 @@ HELPERS = {"_digits": "data", "_folder": "data", "_probe": "data"}  # files behi
 DOORS = {
     "tensorflow_datasets": ("vqunet_tf/data.py",),
     "cleverhans": ("vqunet_tf/attacks/cleverhans.py", "benchmarks/"),
-    "art": ("vqunet_tf/attacks/art", "benchmarks/"),  # art.py, art_model.py, art_queries.py
+    "art": ("vqunet_tf/attacks/art", "benchmarks/"),  # art.py, art_model.py, art_queries.py, art_until.py
     "skimage": ("vqunet_tf/defenses/classic.py",),
     "absl.flags": ("commands/", "trainers/", "serving/"),
     "jax": ("vqunet_tf/backend.py", "benchmarks/"),
