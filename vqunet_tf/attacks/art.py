@@ -134,7 +134,6 @@ class APGDCE(ArtAttack):
         from art.attacks.evasion import AutoProjectedGradientDescent
 
         from vqunet_tf.attacks.art_model import seeded
-        from vqunet_tf.attacks.art_until import UntilFooled
 
         found = images.copy()
         resists = np.arange(len(images))
@@ -150,12 +149,8 @@ class APGDCE(ArtAttack):
                 loss_type=None,  # the model's own
                 verbose=False,
             )
-            if isinstance(model, UntilFooled):
-                model.begin(images[resists], labels[resists])
             with seeded(rngs[0]):
-                now = attack.generate(images[resists], labels[resists])
-            if isinstance(model, UntilFooled):
-                now[model.fooled] = model.found[model.fooled]
+                now = model.attacked_by(attack, images[resists], labels[resists])
             fooled = model.predict(now).argmax(axis=1) != labels[resists]
             largest = getattr(attack, "x_max", None)
             if largest is not None and len(largest) == len(now):  # not so where a victim's answers are random

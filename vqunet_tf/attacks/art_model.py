@@ -112,6 +112,10 @@ class EndToEnd(TensorFlowV2Classifier):
         losses, logits = self.programs.losses[self.loss](np.asarray(x, np.float32), y.argmax(axis=1))
         return losses.numpy(), logits.numpy()
 
+    def attacked_by(self, attack: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """What an attack of ART on this model makes of images `[B,H,W,C]` of the classes `[B]`."""
+        return attack.generate(images, labels)
+
     def class_gradient(
         self, x: np.ndarray, label: Any = None, training_mode: bool = False, **kwargs: Any
     ) -> np.ndarray:

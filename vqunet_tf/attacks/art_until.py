@@ -13,22 +13,22 @@ _MULTIPLE = 8
 
 
 class UntilFooled(EndToEnd):
-    """That view of a victim for an attack on one batch, which looks at the loss of every point it comes to.
+    """That view of a victim for attacks that look at the loss of every point they come to.
 
     The first point of an image that is misclassified is kept, and the image is asked for no more: its gradient is zero from then on,
     its loss stays as it was. The path of the others is what it would have been.
-
-    found: `[B,H,W,C]`, the points kept. fooled: `[B]`, of which images there is one. Both are those since `begin`.
     """
 
     asked = True
 
-    def begin(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """A new attack on images `[B,H,W,C]` of the classes `[B]`."""
+    def attacked_by(self, attack: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         self.labels, self.asked = labels, False
         self.rows = np.arange(len(images))  # those that ART goes on with
-        self.found, self.fooled = images.copy(), np.zeros(len(images), bool)
+        self.found, self.fooled = images.copy(), np.zeros(len(images), bool)  # the points kept, and where there is one
         self.last = np.zeros(len(images), np.float32)
+        made = super().attacked_by(attack, images, labels)
+        made[self.fooled] = self.found[self.fooled]
+        return made
 
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
         logits = super().predict(x, batch_size, training_mode, **kwargs)
