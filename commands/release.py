@@ -89,6 +89,10 @@ def release(run_folder: RunFolder, name: str, storage: str = "auto") -> tuple[li
         given = bool(config.classifier.path) and not shared
         if given:
             notes.append("the classifier was given to this run: config.json does not tell how to train it")
+        if config.training.start:
+            notes.append(
+                "the purifier began with the weights of another run: config.json does not tell how to train those"
+            )
         runs.write_text(part / "config.json", public.to_json())
         if (target / _CARD).exists():
             notes.append(f"{target / _CARD} was left as it is: bring it up to date with what was released")
