@@ -290,7 +290,13 @@ class TestBatches:
         batches = EncoderBatches(whole, settings)
         assert len(batches) == len(whole) == 1
         found, expected = batches[0], whole[0]
-        assert set(found) == {"seen", "label"} and set(expected) == {"seen", "clean", "label", "pixel_weight"}
+        assert set(found) == {"seen", "label"} and set(expected) == {
+            "seen",
+            "clean",
+            "label",
+            "attacked",
+            "pixel_weight",
+        }
         np.testing.assert_array_equal(found["label"], expected["label"])
         assert sorted(found["label"]) == list(range(40))
         padded = np.pad(expected["seen"], [(0, 0), (2, 2), (2, 2), (0, 0)], mode="symmetric")

@@ -118,6 +118,7 @@ class PurifierConfig:
     codebook: str = "ema"
     decoder_widths: tuple[int, ...] | None = None
     decoder_blocks: int | None = None
+    gated: bool = False
 
 
 # Which weights a training keeps, in the words of the report.
@@ -154,6 +155,13 @@ class TrainingConfig:
     encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, with the
         quantizers off (gray_box: shown what the purifier is shown, shifted and flipped once more; adaptive: attacked on the
         head), and their learning rate, where it is another.
+    encoder_guidance: share of what an encoder that learns alone is asked for that is the classifier's answer to the clean image, not
+        the label (distillation, Hinton et al. 2015, arXiv 1503.02531; gray_box).
+    cutout: side in pixels of a square that is covered, anywhere, in what an encoder that learns alone is shown; 0 covers nothing
+        (gray_box).
+    gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial (gray_box).
+    freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
+        take over the purifier's and learn the rest.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon`, of the encoder's where it has its own
         (adaptive).
@@ -194,6 +202,10 @@ class TrainingConfig:
     attack_on: str = "chain"
     encoder_epochs: int = 0
     encoder_learning_rate: float | None = None
+    encoder_guidance: float = 0.0
+    cutout: int = 0
+    freeze_encoder: bool = False
+    gate_weight: float = 1.0
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02
@@ -218,7 +230,7 @@ class TrainingConfig:
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
-        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate")
+        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate", "cutout", "gate_weight")
         if self.loop_epsilon:
             _radii("training.loop_epsilon", [self.loop_epsilon])
             if self.objective != "gray_box":
@@ -241,6 +253,22 @@ class TrainingConfig:
             raise UserError(
                 f"configuration training.encoder_epochs: expected 0 with training.start, whose code books belong to its encoder, got "
                 f"{self.encoder_epochs}"
+            )
+        for name in ("cutout", "encoder_guidance"):
+            value = getattr(self, name)
+            if value and not (self.encoder_epochs and self.objective == "gray_box"):
+                raise UserError(
+                    f"configuration training.{name}: expected 0 where no encoder learns alone from training adversaries, got {value:g}: "
+                    "set encoder_epochs, with the objective gray_box"
+                )
+        if not 0.0 <= self.encoder_guidance <= 1.0:
+            raise UserError(
+                f"configuration training.encoder_guidance: expected a share from 0 to 1, got {self.encoder_guidance:g}"
+            )
+        if self.freeze_encoder and not (self.encoder_epochs or self.start):
+            raise UserError(
+                "configuration training.freeze_encoder: expected encoder_epochs or start, which give an encoder that is worth keeping, got "
+                "neither"
             )
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(
@@ -337,6 +365,13 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.purifier.gated and self.training.objective != "gray_box":
+            raise UserError(
+                f"configuration purifier.gated: expected false for the objective {self.training.objective}, which has no clean images to "
+                "tell the attacked from, got true"
+            )
 
     def to_json(self) -> str:
         """Indented JSON; `Config.from_json` gives an equal configuration back."""

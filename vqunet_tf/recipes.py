@@ -121,6 +121,7 @@ _ADAPTIVE: dict[str, Any] = {
     # None with three levels: through skip connections perturbations pass the decoder, to a classifier that never learned to
     # resist. So `vqvae` is the same network, and `unet` the one with all skip connections.
     "purifier.finest_skip": 2,
+    "purifier.gated": False,
     # Fine code books, 3.5 bits a number: with coarse ones (9 bits for 8 or 16 numbers) a small step of the attacker makes the
     # decoder's input jump, and one of many jumps fools.
     "purifier.num_embeddings": (128,),
@@ -186,9 +187,9 @@ _PRESETS |= {
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "unet": {"quantize": False, "skips": True, "finest_skip": 0},
-    "vqvae": {"quantize": True, "skips": False},
-    "dae": {"quantize": False, "skips": False},
+    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False},
+    "vqvae": {"quantize": True, "skips": False, "gated": False},
+    "dae": {"quantize": False, "skips": False, "gated": False},
 }
 
 

@@ -39,6 +39,18 @@ def up(x: Any, width: int, name: str) -> Any:
     return DepthToSpace(2, name=f"{name}_shuffle")(convolution(ops.relu(x), 4 * width, name, kernel=1))
 
 
+def gate(images: Any, name: str) -> Any:
+    """How sure a small network is that an image was tampered with: [B, H, W, C] -> logits [B, 1, 1, 1].
+
+    In float32 whatever the policy: what it looks for is a few grey levels high.
+    """
+    h = images
+    for i, (width, strides) in enumerate(((16, 1), (32, 2), (48, 2))):
+        h = ops.relu(convolution(h, width, f"{name}_{i}", strides=strides, dtype="float32"))
+    h = layers.GlobalAveragePooling2D(keepdims=True, dtype="float32", name=f"{name}_mean")(h)
+    return convolution(h, 1, f"{name}_logit", kernel=1, dtype="float32", kernel_initializer="glorot_uniform")
+
+
 @keras.saving.register_keras_serializable("vqunet_tf")
 class DepthToSpace(layers.Layer):
     """Lays channels out as patches: [B, H, W, C r^2] -> [B, H r, W r, C], r = `block`."""

@@ -44,11 +44,14 @@ class VQUNet(keras.Model):
         normalize: True normalises each image inside the residual blocks.
         skips: False leaves the skip connections out (a VQ-VAE; with `quantize=False` a denoising autoencoder).
         finest_skip: level of the finest skip connection; those of finer levels are left out.
+        gated: True multiplies what passes the skip connections by a number in [0, 1] for each image: how sure a small network
+            on its pixels is that nobody tampered with it. Images that somebody did are drawn from the bottleneck alone.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
-            int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level) and
-            `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]).
+            int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level),
+            `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
+            (logits [B]: above 0 the skip connections are more closed than open).
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class VQUNet(keras.Model):
         codebook: str = "ema",
         decoder_widths: Sequence[int] | None = None,
         decoder_blocks: int | None = None,
+        gated: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -93,6 +97,11 @@ class VQUNet(keras.Model):
 
         if not 0 <= finest_skip < depth:
             raise ValueError(f"Expected finest_skip from 0 to {depth - 1}. Received: {finest_skip!r}")
+        if gated and not (skips and finest_skip < depth - 1):
+            raise ValueError(
+                f"Expected skip connections where gated is True. Received: skips={skips!r}, finest_skip={finest_skip!r} "
+                f"with {depth} levels"
+            )
 
         # === Layers ===
         bottled = range(finest_skip, depth) if skips else [depth - 1]
@@ -107,7 +116,8 @@ class VQUNet(keras.Model):
         # === Functional graph ===
         images = keras.Input((None, None, channels), name="images")
         padded = parts.PadToMultiple(stem * 2 ** (depth - 1), name="pad")(images)
-        h = parts.convolution(2.0 * padded - 1.0, widths[0], "stem", kernel=stem + 2 * (stem // 2 or 1), strides=stem)
+        centred = 2.0 * padded - 1.0
+        h = parts.convolution(centred, widths[0], "stem", kernel=stem + 2 * (stem // 2 or 1), strides=stem)
         encoded = []
         for i in range(depth):
             if i:
@@ -118,6 +128,11 @@ class VQUNet(keras.Model):
 
         outputs: dict[str, Any] = {"indices": {}, "perplexity": {}}
         losses = []
+        passed: Any = 1.0
+        if gated:
+            logits = parts.gate(centred, "gate")
+            outputs["gate"] = ops.reshape(logits, (-1,))
+            passed = ops.sigmoid(-logits)
 
         def bottle(level: int) -> Any:
             """What the decoder may see of a level: code-book content only."""
@@ -135,7 +150,8 @@ class VQUNet(keras.Model):
             if i < depth - 1:
                 h = parts.up(h, drawn[i], f"up_{i}")
                 if i in bottled:
-                    h = h + bottle(i)
+                    skip = bottle(i)
+                    h = h + (skip * ops.cast(passed, skip.dtype) if gated else skip)
             for b in range(repeated):
                 h = parts.residual(h, f"decoder_{i}_{b}", normalize)
         h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
@@ -162,6 +178,7 @@ class VQUNet(keras.Model):
         self.codebook = codebook
         self.decoder_widths = None if drawn == self.widths else drawn
         self.decoder_blocks = None if repeated == blocks else repeated
+        self.gated = gated
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
@@ -236,7 +253,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
-        names += ["decoder_widths", "decoder_blocks"]
+        names += ["decoder_widths", "decoder_blocks", "gated"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

@@ -60,7 +60,7 @@ class Views:
     """
 
     def __init__(self, images: np.ndarray, copies: int, max_shift: int, flip: bool, seed: int):
-        self.augment = Augment(images, max_shift, flip)
+        self.images, self.augment = images, Augment(images, max_shift, flip)
         self.drawn = np.stack([self.augment.draw(np.random.default_rng((seed, i)), len(images)) for i in range(copies)])
         self.drawn[0] = (max_shift, max_shift, 0)
 

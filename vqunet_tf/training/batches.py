@@ -65,13 +65,13 @@ class ClassifierBatches(Batches):
 
 
 class GrayBoxBatches(Batches):
-    """{"seen": uint8 [B, H, W, C], "clean": uint8 [B, H, W, C]}: what the purifier is shown, what it should give.
+    """What the purifier is shown, "seen" uint8 [B, H, W, C]; what it should give, "clean" uint8 [B, H, W, C]; "attacked" float32 [B].
 
     An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
-    random sign, its size drawn up to the attack's radius. Where the weight of the pixels fades, "pixel_weight" float32
-    [B] is what it is at this step; where there are labels, "label" int32 [B]. With `training.loop_epsilon` an attack in the
-    loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius, loop_epsilon sqrt(u) with u uniform, and
-    "start" float32 [B, H, W, C] where it begins, uniform in that ball.
+    random sign, its size drawn up to the attack's radius. "attacked" is 1 for an adversarial one. Where the weight of the
+    pixels fades, "pixel_weight" float32 [B] is what it is at this step; where there are labels, "label" int32 [B]. With
+    `training.loop_epsilon` an attack in the loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius,
+    loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
@@ -118,6 +118,7 @@ class GrayBoxBatches(Batches):
         attacked = np.flatnonzero(kind == 2)
         seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
         said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
+        said["attacked"] = (kind == 2).astype(np.float32)
         if self.labels is not None:
             said["label"] = self.labels[chosen].astype(np.int32)
         if self.further:
@@ -136,22 +137,26 @@ class GrayBoxBatches(Batches):
 
 
 class EncoderBatches(Batches):
-    """{"seen": uint8 [B, H, W, C], "label": int32 [B]}: what the purifier is shown, shifted and flipped once more, anew each time.
+    """{"seen": uint8 [B, H, W, C], "label": int32 [B]}: what the purifier is shown, shifted, flipped and cut out once more, anew each time.
 
-    What was crafted for one view is no adversary of another; but a head is asked for the class alone, and that stays.
+    What was crafted for one view is no adversary of another; but a head is asked for the class alone, and that stays. With
+    `training.encoder_guidance` "logits" float32 [B, K] are the classifier's answers to the views as they were.
 
     Args:
-        shown: with labels.
+        shown: with labels, and with answers where they are asked for.
     """
 
     def __init__(self, shown: GrayBoxBatches, training: TrainingConfig):
         super().__init__(shown.size, shown.batch_size, training.seed)
         self.shown, self.max_shift, self.flip = shown, training.max_shift, training.flip
+        self.cutout = Cutout(shown.views.images, training.cutout)
+        self.wanted = ("label", "logits") if training.encoder_guidance else ("label",)
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         found = self.shown.batch(chosen, rng)
         augment = Augment(found["seen"], self.max_shift, self.flip)
-        return {"seen": augment(np.arange(len(chosen)), augment.draw(rng, len(chosen))), "label": found["label"]}
+        seen = augment(np.arange(len(chosen)), augment.draw(rng, len(chosen)))
+        return {"seen": self.cutout(seen, rng), **{name: found[name] for name in self.wanted}}
 
 
 class AdaptiveBatches(Batches):

@@ -12,14 +12,14 @@ import numpy as np
 
 from vqunet_tf import backend, data, runs
 from vqunet_tf.config import Config, PurifierConfig
-from vqunet_tf.errors import choice
+from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import checkpoints, crafting, devices, folder, given, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
-from vqunet_tf.training.encoder import EncoderObjective
+from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
 from vqunet_tf.training.interruption import Interruption
 from vqunet_tf.training.objectives import (
     AdaptiveObjective,
@@ -190,9 +190,14 @@ class _Stages:
             make = crafting.Crafting(config, self.run, self.split.images, self._known_guide, self.stop)
             views, adversarial = make(0)
             labels = self.split.labels if training.head_weight else None
-            batches = GrayBoxBatches(
-                views, adversarial, training, config.attack, self.replicas, make.answers(views), labels
-            )
+            answers = make.answers(views)
+            if training.encoder_guidance and answers is None:
+                raise UserError(
+                    f"configuration training.encoder_guidance: expected 0 where the classifier's answers to "
+                    f"{config.attack.copies} copies of {len(views.images)} images take more than a gibibyte, got "
+                    f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower"
+                )
+            batches = GrayBoxBatches(views, adversarial, training, config.attack, self.replicas, answers, labels)
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)
@@ -206,7 +211,15 @@ class _Stages:
             if wanted.start is not None:
                 purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
-        head = self._train_encoder(wanted.name, purifier, batches) if training.encoder_epochs else None
+        head = None
+        if training.encoder_epochs and training.freeze_encoder and wanted.name in ABLATIONS:
+            adopt(
+                purifier, self.run.load_purifier()
+            )  # the same network, which stays as it is: no need to train it again
+        elif training.encoder_epochs:
+            head = self._train_encoder(wanted.name, purifier, batches)
+        if training.freeze_encoder:
+            freeze(purifier)
         with devices.scope(training.strategy):
             classifier = self.run.load_classifier()
             classifier.trainable = False

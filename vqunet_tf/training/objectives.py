@@ -81,6 +81,7 @@ class GrayBoxObjective(Objective):
                                                                                arXiv 1712.02976)
       + head_weight     * CE(h(x'), y)                                         of a linear head on the bottleneck (deep
                                                                                supervision, Lee et al. 2015, arXiv 1409.5185)
+      + gate_weight     * CE(gate(x'), attacked)                               of a gated purifier's gate
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
     Where the batches have a "start" and an "epsilon" (`training.loop_epsilon`), x' is first moved up to epsilon further, to where
@@ -105,6 +106,7 @@ class GrayBoxObjective(Objective):
                 "guidance": config.guidance_weight,
                 "feature": config.feature_weight,
                 **({"head": config.head_weight} if config.head_weight else {}),
+                **({"gate": config.gate_weight} if purifier.gated else {}),
                 "codebook": config.codebook_weight,
             }
         )
@@ -124,6 +126,8 @@ class GrayBoxObjective(Objective):
         found = self.guide(result["images"], training=False)
         if self.head is not None:
             found = {**found, "head": glance(self.head, result["bottleneck"])}
+        if self.purifier.gated:
+            found = {**found, "gate": result["gate"]}
         return {"images": result["images"], "codebook": result["loss"], **found}
 
     def attack(self, seen: Any, inputs: dict[str, Any]) -> Any:
@@ -148,6 +152,7 @@ class GrayBoxObjective(Objective):
             "feature": relative_error(wanted["features"], outputs["features"]),
             "codebook": outputs["codebook"],
             **({"head": cross_entropy(outputs["head"], x["label"])} if self.head is not None else {}),
+            **({"gate": binary_cross_entropy(outputs["gate"], x["attacked"])} if self.purifier.gated else {}),
         }
 
     def weights_for(self, x: Any) -> dict[str, Any]:
@@ -299,6 +304,11 @@ def cross_entropy(logits: Any, labels: Any, smoothing: float = 0.0) -> Any:
     log_share = ops.log_softmax(ops.cast(logits, "float32"))
     wanted = _one_hot(labels, logits) * (1.0 - smoothing) + smoothing / logits.shape[-1]
     return -ops.mean(ops.sum(wanted * log_share, axis=-1))
+
+
+def binary_cross_entropy(logits: Any, truths: Any) -> Any:
+    """Mean cross-entropy of logits [B] with truths [B] in [0, 1]."""
+    return ops.mean(ops.softplus(logits) - truths * logits)
 
 
 def divergence(known: Any, found: Any) -> Any:

@@ -1,0 +1,206 @@
+"""Skip connections that close where an image looks tampered with, and the encoder that is left to draw from."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from vqunet_tf import VQUNet, pixels
+from vqunet_tf.config import AttackConfig, Config, PurifierConfig, TrainingConfig
+from vqunet_tf.errors import UserError
+from vqunet_tf.models import classifiers
+from vqunet_tf.recipes import ABLATIONS, ablation, preset
+from vqunet_tf.training.augment import Views
+from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
+from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
+from vqunet_tf.training.objectives import GrayBoxObjective, new_head
+
+SIZES = {"widths": (4, 6), "num_embeddings": 8, "embedding_dim": 2, "channels": 1}
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, size=(40, 8, 8, 1), dtype="uint8")
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, "float64")
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def pair(bias):
+    """A gated purifier whose gate says `bias` of every image, and one without a gate and else the same weights."""
+    keras.utils.set_random_seed(5)
+    gated, plain = VQUNet(gated=True, **SIZES), VQUNet(**SIZES)
+    for layer in plain.graph.layers:
+        layer.set_weights(gated.graph.get_layer(layer.name).get_weights())
+    last = gated.graph.get_layer("gate_logit")
+    last.set_weights([np.zeros_like(last.get_weights()[0]), np.full(1, bias, "float32")])
+    return gated, plain
+
+
+def test_an_open_gate_changes_nothing(images):
+    gated, plain = pair(-60.0)
+    np.testing.assert_array_equal(gated.purify(images), plain.purify(images))
+    np.testing.assert_array_equal(gated.graph(pixels.to_unit(images))["gate"], np.full(40, -60.0, "float32"))
+
+
+def test_a_closed_gate_leaves_the_bottleneck_alone(images):
+    """As if nothing came of the skip connection: its last convolution gives zeros."""
+    gated, plain = pair(60.0)
+    different = np.abs(gated.purify(images) - plain.purify(images)).max(axis=(1, 2, 3))
+    assert different.min() > 1e-4
+    last = plain.graph.get_layer("from_codes_0")
+    last.set_weights([0.0 * weight for weight in last.get_weights()])
+    np.testing.assert_allclose(gated.purify(images), plain.purify(images), atol=1e-6)
+
+
+def test_the_gate_is_an_image_s_own(images):
+    """What is passed is 1 - sigmoid of the logit of that image, whatever its neighbours are."""
+    keras.utils.set_random_seed(5)
+    model = VQUNet(gated=True, **SIZES)
+    together = model.graph(pixels.to_unit(images))
+    assert together["gate"].shape == (40,) and np.ptp(np.asarray(together["gate"])) > 0
+    alone = model.graph(pixels.to_unit(images[7:8]))
+    np.testing.assert_allclose(alone["gate"][0], together["gate"][7], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(alone["images"][0], together["images"][7], atol=1e-5)
+
+
+def test_a_gated_purifier_comes_back_from_a_file(tmp_path, images):
+    model = VQUNet(gated=True, **SIZES)
+    model.save(tmp_path / "purifier.keras")
+    again = keras.models.load_model(tmp_path / "purifier.keras")
+    assert again.gated
+    np.testing.assert_allclose(again.purify(images), model.purify(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{"skips": False}, {"finest_skip": 1}], ids=str)
+def test_a_gate_without_skip_connections_is_refused(arguments):
+    with pytest.raises(ValueError, match="Expected skip connections where gated is True.*with 2 levels"):
+        VQUNet(gated=True, **SIZES, **arguments)
+
+
+def test_no_ablation_has_a_gate():
+    assert not any(ablation(name, PurifierConfig(gated=True)).gated for name in ABLATIONS)
+
+
+class TestTraining:
+    settings = TrainingConfig(head_weight=1.0, encoder_epochs=1, batch_size=40)
+
+    def batches(self, images, training, answers=None):
+        views = Views(images, 2, 0, False, 0)
+        crafted = np.stack([255 - images, 255 - images])
+        return GrayBoxBatches(views, crafted, training, AttackConfig(), answers=answers, labels=np.arange(40) % 4)
+
+    def test_a_batch_says_which_images_are_adversarial(self, images):
+        settings = dataclasses.replace(self.settings, clean=1, noisy=1, adversarial=2)
+        inputs = self.batches(images, settings)[0]
+        crafted = (inputs["seen"] == 255 - inputs["clean"]).all(axis=(1, 2, 3))
+        np.testing.assert_array_equal(inputs["attacked"], crafted.astype("float32"))
+        assert 0 < crafted.sum() < 40 and inputs["attacked"].dtype == np.float32
+
+    def test_the_gate_s_loss_by_hand(self, images):
+        guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
+        model = VQUNet(gated=True, **SIZES)
+        objective = GrayBoxObjective(model, guide, TrainingConfig(gate_weight=3.0))
+        inputs = {"seen": images[:4], "clean": images[4:8], "attacked": np.array([0, 1, 1, 0], "float32")}
+        outputs = objective(inputs)
+        share = 1.0 / (1.0 + np.exp(-np.asarray(outputs["gate"], "float64")))
+        expected = -np.log(np.where(inputs["attacked"] == 1, share, 1.0 - share)).mean()
+        parts = objective.losses_of(inputs, None, outputs)
+        assert float(parts["gate"]) == pytest.approx(expected, rel=1e-5)
+        rest = sum(float(objective.weights_of[name] * value) for name, value in parts.items() if name != "gate")
+        assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(rest + 3 * expected, rel=1e-5)
+
+    def test_a_gate_learns_to_tell_what_is_tampered_with(self, images):
+        """Inverted images of a half that is dark are bright: told apart after a few steps."""
+        guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
+        keras.utils.set_random_seed(0)
+        objective = GrayBoxObjective(VQUNet(gated=True, **SIZES), guide, TrainingConfig())
+        objective.compile(optimizer=keras.optimizers.Adam(1e-2))
+        dark = images // 4
+        inputs = {"seen": np.concatenate([dark, 255 - dark]), "clean": np.concatenate([dark, dark])}
+        inputs["attacked"] = np.repeat([0.0, 1.0], 40).astype("float32")
+        for _ in range(25):
+            objective.train_on_batch(inputs)
+        logits = np.asarray(objective.purifier.graph(pixels.to_unit(inputs["seen"]))["gate"])
+        np.testing.assert_array_equal(logits > 0, inputs["attacked"] == 1)
+
+    def test_an_encoder_is_shown_covered_squares(self, images):
+        bright = np.maximum(images, 1)
+        settings = dataclasses.replace(self.settings, cutout=3, clean=1, noisy=0, adversarial=0)
+        whole = self.batches(bright, settings)
+        found, shown = EncoderBatches(whole, settings)[0]["seen"], whole[0]["seen"]
+        mean = np.rint(bright.mean())
+        for image, source in zip(found, shown, strict=True):
+            rows, columns = np.nonzero((image != source)[..., 0])
+            assert np.ptp(rows) <= 2 and np.ptp(columns) <= 2 and len(rows) > 4
+            assert (image[image != source] == mean).all()
+
+    def test_an_encoder_s_guidance_by_hand(self, images):
+        """A quarter of the label, three of what the classifier said of that view."""
+        settings = dataclasses.replace(self.settings, encoder_guidance=0.75)
+        answers = {"logits": np.random.default_rng(1).normal(size=(2, 40, 4)).astype("float32")}
+        whole = self.batches(images, settings, answers)
+        inputs, shown = EncoderBatches(whole, settings)[0], whole[0]
+        assert set(inputs) == {"seen", "label", "logits"}
+        np.testing.assert_array_equal(inputs["logits"], shown["logits"])
+        purifier = VQUNet(**SIZES)
+        objective = EncoderObjective(purifier, new_head(purifier, 4), settings)
+        outputs = objective(inputs)
+        p, q = log_softmax(inputs["logits"]), log_softmax(outputs)
+        expected = -0.25 * q[np.arange(40), inputs["label"]].mean() + 0.75 * np.mean(
+            np.sum(np.exp(p) * (p - q), axis=1)
+        )
+        assert float(objective.compute_loss(inputs, None, outputs)) == pytest.approx(expected, rel=1e-4)
+
+    def test_a_frozen_encoder_stays_and_another_purifier_takes_it_over(self, images):
+        guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
+        model, other = VQUNet(gated=True, **SIZES), VQUNet(quantize=False, skips=False, **SIZES)
+        encoder = {"stem", "down_1", "to_codes_1", *(f"encoder_{i}_0_conv{j}" for i in (0, 1) for j in (1, 2))}
+        adopt(other, model)
+        same = {
+            layer.name
+            for layer in other.graph.layers
+            if layer.weights
+            and all(map(np.array_equal, layer.get_weights(), model.graph.get_layer(layer.name).get_weights()))
+        }
+        assert encoder <= same and "from_codes_1" not in same
+        freeze(model)
+        objective = GrayBoxObjective(model, guide, TrainingConfig())
+        objective.compile(optimizer=keras.optimizers.Adam(1e-2))
+        before = {weight.path: keras.ops.convert_to_numpy(weight) for weight in model.weights}
+        inputs = {"seen": images, "clean": images, "attacked": np.zeros(40, "float32")}
+        objective.train_on_batch(inputs)
+        objective.train_on_batch(inputs)
+        moved = {w.path.split("/")[0] for w in model.weights if np.any(keras.ops.convert_to_numpy(w) != before[w.path])}
+        assert not moved & encoder
+        assert {"to_codes_0", "from_codes_0", "from_codes_1", "head", "gate_0", "gate_logit"} <= moved
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.cutout": 4}, "training.cutout: expected 0 where no encoder learns alone.*got 4"),
+        ({"training.encoder_guidance": 0.5}, "training.encoder_guidance: expected 0 where no encoder.*got 0.5"),
+        (
+            {"training.encoder_guidance": 1.5, "training.encoder_epochs": 1, "training.head_weight": 1.0},
+            "encoder_guidance: expected a share from 0 to 1, got 1.5",
+        ),
+        ({"training.freeze_encoder": True}, "freeze_encoder: expected encoder_epochs or start"),
+        (
+            {"training.objective": "adaptive", "purifier.gated": True},
+            "purifier.gated: expected false for the objective",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        Config().replace(changes)
+
+
+def test_adaptive_presets_have_no_gate():
+    for name in ("digits", "fashion_mnist", "cifar10", "another"):
+        assert not preset("", name, "adaptive").purifier.gated
