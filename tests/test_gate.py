@@ -5,12 +5,16 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from test_interruption import assert_same_weights, stop_after
+from test_runs import losses_of, save_linear, silent, tiny
 
 from vqunet_tf import VQUNet, pixels
 from vqunet_tf.config import AttackConfig, Config, PurifierConfig, TrainingConfig
-from vqunet_tf.errors import UserError
+from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.models import classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation, preset
+from vqunet_tf.runs import RunFolder
+from vqunet_tf.training import encoder, fit
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
@@ -158,7 +162,7 @@ class TestTraining:
     def test_a_frozen_encoder_stays_and_another_purifier_takes_it_over(self, images):
         guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
         model, other = VQUNet(gated=True, **SIZES), VQUNet(quantize=False, skips=False, **SIZES)
-        encoder = {"stem", "down_1", "to_codes_1", *(f"encoder_{i}_0_conv{j}" for i in (0, 1) for j in (1, 2))}
+        layers = {"stem", "down_1", "to_codes_1", *(f"encoder_{i}_0_conv{j}" for i in (0, 1) for j in (1, 2))}
         adopt(other, model)
         same = {
             layer.name
@@ -166,7 +170,7 @@ class TestTraining:
             if layer.weights
             and all(map(np.array_equal, layer.get_weights(), model.graph.get_layer(layer.name).get_weights()))
         }
-        assert encoder <= same and "from_codes_1" not in same
+        assert layers <= same and "from_codes_1" not in same
         freeze(model)
         objective = GrayBoxObjective(model, guide, TrainingConfig())
         objective.compile(optimizer=keras.optimizers.Adam(1e-2))
@@ -175,7 +179,7 @@ class TestTraining:
         objective.train_on_batch(inputs)
         objective.train_on_batch(inputs)
         moved = {w.path.split("/")[0] for w in model.weights if np.any(keras.ops.convert_to_numpy(w) != before[w.path])}
-        assert not moved & encoder
+        assert not moved & layers
         assert {"to_codes_0", "from_codes_0", "from_codes_1", "head", "gate_0", "gate_logit"} <= moved
 
 
@@ -204,3 +208,34 @@ def test_what_cannot_be_is_refused(changes, message):
 def test_adaptive_presets_have_no_gate():
     for name in ("digits", "fashion_mnist", "cifar10", "another"):
         assert not preset("", name, "adaptive").purifier.gated
+
+
+def test_a_run_keeps_its_encoder_and_its_baseline_has_the_same(tmp_path):
+    """The encoder learns once; what came of it is in the purifier and in the baseline to the last bit, and survives a stop."""
+    save_linear(tmp_path / "mine.keras")
+    changes = {"classifier.path": str(tmp_path / "mine.keras"), "purifier.gated": True, "training.selection": "last"}
+    changes |= {"training.head_weight": 0.5, "training.encoder_epochs": 1, "training.freeze_encoder": True}
+    changes |= {"training.encoder_guidance": 0.5, "training.cutout": 4, "training.average": 0.0}
+    config, runs = tiny(**changes), [RunFolder(tmp_path / name) for name in ("whole", "stopped")]
+    learned = {}
+    train_encoder = fit._Stages._train_encoder
+
+    def watched(self, name, purifier, whole):
+        head = train_encoder(self, name, purifier, whole)
+        learned[self.run.path.name] = [encoder._encoder(purifier).get_weights()]
+        return head
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit._Stages, "_train_encoder", watched)
+        fit.train(config, runs[0], say=silent, baselines=["dae"])
+        stop_after(patch, 6)  # crafted, answered, two steps of the encoder, then one of the purifier
+        with pytest.raises(Interrupted):
+            fit.train(config, runs[1], say=silent, baselines=["dae"])
+    fit.train(config, runs[1], say=silent, baselines=["dae"])
+    stages = {stage for stage, _, _ in losses_of(runs[0])}
+    assert stages == {"purifier_encoder", "purifier", "dae"} == {stage for stage, _, _ in losses_of(runs[1])}
+    assert ("purifier", "1", "gate") in losses_of(runs[0])
+    for model in (runs[0].load_purifier(), runs[0].load_baseline("dae"), runs[1].load_purifier()):
+        for found, wanted in zip(encoder._encoder(model).get_weights(), learned["whole"][0], strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert_same_weights(runs[0].load_purifier(), runs[1].load_purifier())
