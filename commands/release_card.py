@@ -93,7 +93,8 @@ def _purifier(config: Config, model: VQUNet) -> str:
         other = model.decoder_blocks or model.blocks
         blocks += f" (decoder {_listed(model.decoder_widths or model.widths)}, {other} a level)"
     return (
-        f"VQUNet, widths {_listed(model.widths)}{blocks}, {codes}{groups}, stem {model.stem}, {model.count_params():,} parameters, "
+        f"VQUNet{', gated' if model.gated else ''}, widths {_listed(model.widths)}{blocks}, {codes}{groups}, stem {model.stem}, "
+        f"{model.count_params():,} parameters, "
         f"{cost:.2f} million multiply-accumulates an image"
     )
 
@@ -109,7 +110,8 @@ def _recipe(config: Config) -> str:
     ]
     if training.encoder_epochs:
         rate = f"learning rate up to {training.encoder_learning_rate or training.learning_rate:g}"
-        parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}")
+        kept = ", kept after that" if training.freeze_encoder else ""
+        parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}{kept}")
     if training.objective == "adaptive":
         gradients = " and ".join(training.attack_gradients or (training.gradient,))
         on = "a linear head at the bottleneck" if training.attack_on == "head" else "the whole chain"
