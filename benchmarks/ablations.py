@@ -64,7 +64,9 @@ def variants(config: Config) -> list[Variant]:
 
     for kept in range(depth, 0, -1):
         what = ablation_table.coarsest(kept, depth)
-        chosen = {"purifier__finest_skip": depth - kept}
+        chosen: dict[str, Any] = {"purifier__finest_skip": depth - kept}
+        if kept == 1 and config.purifier.gated:
+            chosen["purifier__gated"] = False  # there is no skip connection left to close
         if depth - kept != config.purifier.finest_skip:
             add(f"levels_{kept}", "levels", what, **chosen)
         add(f"unquantized_{kept}", "levels", f"{what}, without code books", **chosen, purifier__quantize=False)

@@ -52,7 +52,12 @@ from vqunet_tf.training.objectives import GrayBoxObjective
 
 SHAPES = {**purifier.SHAPES, "smoke": (16, 16, 1)}
 CLASSES = 10
-_LEFT_OUT = {"training.head_weight": 0.0, "training.encoder_epochs": 0, "training.final_pixel_weight": None}
+_LEFT_OUT = {
+    "purifier.gated": False,
+    "training.head_weight": 0.0,
+    "training.encoder_epochs": 0,
+    "training.final_pixel_weight": None,
+}
 DATA_SET = 50_000  # images in a real epoch: how often weights are averaged follows from it
 
 

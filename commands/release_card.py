@@ -110,8 +110,9 @@ def _recipe(config: Config) -> str:
     ]
     if training.encoder_epochs:
         rate = f"learning rate up to {training.encoder_learning_rate or training.learning_rate:g}"
-        kept = ", kept after that" if training.freeze_encoder else ""
-        parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}{kept}")
+        parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}")
+    if training.freeze_encoder:
+        parts.insert(3 if training.encoder_epochs else 2, "that encoder kept as it was")
     if training.objective == "adaptive":
         gradients = " and ".join(training.attack_gradients or (training.gradient,))
         on = "a linear head at the bottleneck" if training.attack_on == "head" else "the whole chain"

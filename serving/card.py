@@ -27,10 +27,11 @@ def of_run(folder: RunFolder) -> str:
         epochs = f"{config.training.encoder_epochs} epochs of the encoder alone, then {epochs}"
     widths = config.purifier.decoder_widths
     decoder = f" (decoder {_listed(widths)})" if widths else ""
+    kind = "VQUNet, gated" if config.purifier.gated else "VQUNet"
     rows = {
         "data": f"{data.dataset}, images {shape}, {len(data.class_names)} classes",
         "classifier": config.classifier.path or f"{config.classifier.name}, widths {_listed(config.classifier.widths)}",
-        "purifier": f"VQUNet, widths {_listed(config.purifier.widths)}{decoder}, codes {_listed(config.purifier.num_embeddings)}",
+        "purifier": f"{kind}, widths {_listed(config.purifier.widths)}{decoder}, codes {_listed(config.purifier.num_embeddings)}",
         "objective": f"`{config.training.objective}`, {epochs}, radii up to {config.attack.epsilon:.4g}",
         "seed": str(config.training.seed),
     }

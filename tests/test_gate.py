@@ -13,7 +13,7 @@ from vqunet_tf.config import AttackConfig, Config, PurifierConfig, TrainingConfi
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.models import classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation, preset
-from vqunet_tf.runs import RunFolder
+from vqunet_tf.runs import RunFolder, save_model
 from vqunet_tf.training import encoder, fit
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
@@ -183,35 +183,69 @@ class TestTraining:
         assert {"to_codes_0", "from_codes_0", "from_codes_1", "head", "gate_0", "gate_logit"} <= moved
 
 
+ALONE = {"training.encoder_epochs": 1, "training.head_weight": 1.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"training.cutout": 4}, "training.cutout: expected 0 where no encoder learns alone.*got 4"),
         ({"training.encoder_guidance": 0.5}, "training.encoder_guidance: expected 0 where no encoder.*got 0.5"),
-        (
-            {"training.encoder_guidance": 1.5, "training.encoder_epochs": 1, "training.head_weight": 1.0},
-            "encoder_guidance: expected a share from 0 to 1, got 1.5",
-        ),
-        ({"training.freeze_encoder": True}, "freeze_encoder: expected encoder_epochs or start"),
+        ({"training.freeze_encoder": True}, "freeze_encoder: expected training.encoder_epochs or training.start"),
+        ({"training.objective": "adaptive", **ALONE, "training.cutout": 4}, "cutout.*with the objective gray_box"),
         (
             {"training.objective": "adaptive", "purifier.gated": True},
-            "purifier.gated: expected false for the objective",
+            "purifier.gated: expected false.*purifier.gated=false",
+        ),
+        (
+            {"training.loop_epsilon": 0.1, "purifier.gated": True},
+            "loop_epsilon: expected 0 for a gated purifier.*got 0.1",
+        ),
+        ({"training.adversarial": 0.0, "purifier.gated": True}, "adversaries and others.*got shares of 0, 1 and 0.5"),
+        (
+            {"training.clean": 0, "training.noisy": 0, "purifier.gated": True},
+            "adversaries and others.*got shares of 2.5, 0",
         ),
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_what_cannot_be_is_refused(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        Config().replace(changes)
+        fit.train(tiny(**changes), RunFolder(tmp_path / "run"), say=silent)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_is_a_share():
+    with pytest.raises(UserError, match="encoder_guidance: expected a share from 0 to 1, got 1.5"):
+        Config().replace({"training.encoder_guidance": 1.5})
+
+
+def test_a_baseline_takes_over_the_purifier_s_encoder_and_none_of_other_sizes(tmp_path):
+    save_linear(tmp_path / "mine.keras")
+    config = tiny(**{**ALONE, "classifier.path": str(tmp_path / "mine.keras"), "training.freeze_encoder": True})
+    run = RunFolder(tmp_path / "run")
+    fit.train(config, run, say=silent)
+    begun = RunFolder(tmp_path / "begun")
+    changes = {"training.start": str(run.purifier), "training.encoder_epochs": 0}
+    fit.train(config.replace(changes), begun, say=silent, baselines=["dae"])
+    for model in (begun.load_purifier(), begun.load_baseline("dae")):  # that of `start`, though no baseline lies there
+        for found, wanted in zip(
+            encoder._encoder(model).get_weights(), encoder._encoder(run.load_purifier()).get_weights(), strict=True
+        ):
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+    save_model(VQUNet(**SIZES), run.purifier)
+    with pytest.raises(UserError, match="purifier.keras: expected a purifier of this run's sizes, whose encoder"):
+        fit.train(config, run, say=silent, baselines=["dae"])
 
 
 def test_adaptive_presets_have_no_gate():
     for name in ("digits", "fashion_mnist", "cifar10", "another"):
-        assert not preset("", name, "adaptive").purifier.gated
+        config = preset("", name, "adaptive")
+        assert not config.purifier.gated and not config.training.freeze_encoder and not config.training.cutout
 
 
 def test_a_run_keeps_its_encoder_and_its_baseline_has_the_same(tmp_path):
-    """The encoder learns once; what came of it is in the purifier and in the baseline to the last bit, and survives a stop."""
+    """The encoder learns once; what came of it is in the purifier and in the baseline, and survives a stop."""
     save_linear(tmp_path / "mine.keras")
     changes = {"classifier.path": str(tmp_path / "mine.keras"), "purifier.gated": True, "training.selection": "last"}
     changes |= {"training.head_weight": 0.5, "training.encoder_epochs": 1, "training.freeze_encoder": True}

@@ -123,11 +123,11 @@ def test_what_is_written_names_no_place_and_the_card_says_what_it_knows(house, t
     assert "1,000 training images, 50 held out" in known and "| classifier 3, purifier 10 |" in known  # 6 / 2, 21 / 2
     alone = {"training.objective": "adaptive", "training.head_weight": 1.0, "training.encoder_epochs": 5}
     known = release_card.text("tiny", config.replace(alone), *models, counts=(1000, 50), given=True)
-    assert "kept after that" not in known and "VQUNet, widths" in known
+    assert "encoder kept" not in known and "VQUNet, widths" in known
     kept = release_card.text(
         "tiny", config.replace({**alone, "training.freeze_encoder": True}), *models, counts=None, given=True
     )
-    assert "alone, learning rate up to 0.002, kept after that; 3 epochs" in kept
+    assert "alone, learning rate up to 0.002; that encoder kept as it was; 3 epochs" in kept
     assert "first 5 epochs of the encoder with a linear head alone" in known and "| encoder 17, purifier 10 |" in known
     assert "not counted" in card and card.count("*to be written*") >= 4 and "## Intended use and limits" in card
 

@@ -254,21 +254,9 @@ class TrainingConfig:
                 f"configuration training.encoder_epochs: expected 0 with training.start, whose code books belong to its encoder, got "
                 f"{self.encoder_epochs}"
             )
-        for name in ("cutout", "encoder_guidance"):
-            value = getattr(self, name)
-            if value and not (self.encoder_epochs and self.objective == "gray_box"):
-                raise UserError(
-                    f"configuration training.{name}: expected 0 where no encoder learns alone from training adversaries, got {value:g}: "
-                    "set encoder_epochs, with the objective gray_box"
-                )
         if not 0.0 <= self.encoder_guidance <= 1.0:
             raise UserError(
                 f"configuration training.encoder_guidance: expected a share from 0 to 1, got {self.encoder_guidance:g}"
-            )
-        if self.freeze_encoder and not (self.encoder_epochs or self.start):
-            raise UserError(
-                "configuration training.freeze_encoder: expected encoder_epochs or start, which give an encoder that is worth keeping, got "
-                "neither"
             )
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(
@@ -365,13 +353,6 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-
-    def __post_init__(self) -> None:
-        if self.purifier.gated and self.training.objective != "gray_box":
-            raise UserError(
-                f"configuration purifier.gated: expected false for the objective {self.training.objective}, which has no clean images to "
-                "tell the attacked from, got true"
-            )
 
     def to_json(self) -> str:
         """Indented JSON; `Config.from_json` gives an equal configuration back."""

@@ -19,7 +19,8 @@ from vqunet_tf.models.vector_quantizer import VectorQuantizer
 class VQUNet(keras.Model):
     """Purifies images: [B, H, W, C] in [0, 1] -> the same shape and range (He & Singhal 2024, arXiv 2406.03117).
 
-    The decoder sees the image only through code books, one at the bottleneck and one on each skip connection:
+    The decoder sees the image only through code books, one at the bottleneck and one on each skip connection (and, where it
+    is `gated`, through one number):
 
         image -> stem -> level 0 -> down -> level 1 -> down -> ... -> level L-1
                             |                 |                          |
@@ -223,7 +224,7 @@ class VQUNet(keras.Model):
         return result[0] if single else result
 
     def codes(self, images: Any, batch_size: int = 128) -> dict[str, np.ndarray]:
-        """The discrete code maps of a user's images, all that the decoder sees of them.
+        """The discrete code maps of a user's images, all that the decoder sees of them unless it is `gated`.
 
         Takes and refuses what `purify` does. Returns int32 maps in [0, num_embeddings) by level: `level_0` (the finest)
         [B, h, w], or [h, w] for one image; with one more axis for several `groups`.

@@ -195,7 +195,7 @@ class _Stages:
                 raise UserError(
                     f"configuration training.encoder_guidance: expected 0 where the classifier's answers to "
                     f"{config.attack.copies} copies of {len(views.images)} images take more than a gibibyte, got "
-                    f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower"
+                    f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower, for a new run"
                 )
             batches = GrayBoxBatches(views, adversarial, training, config.attack, self.replicas, answers, labels)
             if config.attack.refresh:
@@ -212,10 +212,8 @@ class _Stages:
                 purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
         head = None
-        if training.encoder_epochs and training.freeze_encoder and wanted.name in ABLATIONS:
-            adopt(
-                purifier, self.run.load_purifier()
-            )  # the same network, which stays as it is: no need to train it again
+        if training.freeze_encoder and wanted.name in ABLATIONS:
+            self._adopt(purifier)  # the same network, which stays as it is: no need to train it again
         elif training.encoder_epochs:
             head = self._train_encoder(wanted.name, purifier, batches)
         if training.freeze_encoder:
@@ -249,6 +247,15 @@ class _Stages:
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
         _save(_in_float32(build, purifier), wanted.path)
+
+    def _adopt(self, baseline: VQUNet) -> None:
+        try:
+            adopt(baseline, self.run.load_purifier())
+        except (ValueError, AttributeError):
+            raise UserError(
+                f"{self.run.purifier}: expected a purifier of this run's sizes, whose encoder its baselines take over; delete it and give "
+                "the same command again"
+            ) from None
 
     def _train_encoder(self, name: str, purifier: VQUNet, whole: Any) -> keras.layers.Dense:
         """Trains the encoder of a purifier with a head alone and returns the head; `whole` is what the purifier will learn from."""

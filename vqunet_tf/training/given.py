@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from vqunet_tf import runs
-from vqunet_tf.config import Config, PurifierConfig
+from vqunet_tf.config import Config, PurifierConfig, TrainingConfig
 from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import VQUNet, classifiers
 from vqunet_tf.models.vector_quantizer import GRADIENTS, VectorQuantizer
@@ -50,10 +50,48 @@ def refuse_impossible(config: Config) -> None:
                 f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
                 f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
             )
+    _refuse_encoder(config)
+    if config.purifier.gated:
+        _refuse_gate(training)
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
         raise UserError(f"configuration purifier: {error}") from None
+
+
+def _refuse_encoder(config: Config) -> None:
+    training = config.training
+    for name in ("cutout", "encoder_guidance"):
+        value = getattr(training, name)
+        if value and not (training.encoder_epochs and training.objective == "gray_box"):
+            raise UserError(
+                f"configuration training.{name}: expected 0 where no encoder learns alone from training adversaries, got {value:g}: "
+                "set training.encoder_epochs, with the objective gray_box"
+            )
+    if training.freeze_encoder and not (training.encoder_epochs or training.start):
+        raise UserError(
+            "configuration training.freeze_encoder: expected training.encoder_epochs or training.start, which give an encoder that is "
+            "worth keeping, got neither"
+        )
+
+
+def _refuse_gate(training: TrainingConfig) -> None:
+    """A gate learns to tell adversaries from what is none: it needs both, and to know which is which."""
+    if training.objective != "gray_box":
+        raise UserError(
+            f"configuration purifier.gated: expected false for the objective {training.objective}, which shows no clean images, got true: "
+            "give --set=purifier.gated=false"
+        )
+    if training.loop_epsilon:
+        raise UserError(
+            f"configuration training.loop_epsilon: expected 0 for a gated purifier, since it would move the clean images too, got "
+            f"{training.loop_epsilon:g}"
+        )
+    if not (training.adversarial and training.clean + training.noisy):
+        raise UserError(
+            "configuration training.adversarial, clean, noisy: expected adversaries and others for a gate to tell apart, got shares of "
+            f"{training.adversarial:g}, {training.clean:g} and {training.noisy:g}"
+        )
 
 
 def refuse_images(config: Config) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-# The layers that touch the image: their kernels are not maps between features, and keep AdamW.
-_BORDER = ("stem", "head")
+# The layers that touch the image, or give one number: their kernels are not maps between features, and keep AdamW.
+_BORDER = ("stem", "head", "gate_0", "gate_logit")
 _NOT_DECAYED = ["bias", "gamma", "beta"]
 
 
