@@ -5,13 +5,15 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_interruption import assert_same_weights, stop_after
 from test_runs import losses_of, save_linear, silent, tiny
 
 from vqunet_tf import VQUNet, pixels
 from vqunet_tf.config import AttackConfig, Config, PurifierConfig, TrainingConfig
 from vqunet_tf.errors import Interrupted, UserError
-from vqunet_tf.models import classifiers
+from vqunet_tf.evaluation.victims import Chain
+from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation, preset
 from vqunet_tf.runs import RunFolder, save_model
 from vqunet_tf.training import encoder, fit
@@ -87,6 +89,39 @@ def test_a_gate_without_skip_connections_is_refused(arguments):
 
 def test_no_ablation_has_a_gate():
     assert not any(ablation(name, PurifierConfig(gated=True)).gated for name in ABLATIONS)
+
+
+class TestVictims:
+    def chains(self, bias):
+        gated, plain = pair(bias)
+        inputs = keras.Input((8, 8, 1))
+        classifier = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(inputs)))
+        return Chain(classifier, gated), Chain(classifier, plain)
+
+    def test_a_gate_that_is_held_open_leaves_the_chain_without_one(self, images):
+        chain, plain = self.chains(60.0)
+        assert chain.variants[-3:-1] == ("open_gate", "soft_gate") and "open_gate" not in plain.variants
+        x = keras.ops.convert_to_tensor(pixels.to_unit(images))
+        wanted = plain.through("straight_through")(x)
+        np.testing.assert_allclose(chain.through("open_gate")(x), wanted, atol=1e-5)
+        assert np.abs(np.asarray(chain(x)) - np.asarray(wanted)).max() > 1e-3  # outside it is closed again
+        np.testing.assert_allclose(chain(x), chain.through("straight_through")(x), atol=1e-6)
+
+    def test_a_soft_gate_has_a_gradient_where_the_closed_one_has_none(self, images):
+        """A closed one answers to its logit with exp(-60), a soft one with that of a tenth."""
+        chain, _ = self.chains(60.0)
+        bias = chain.model.graph.get_layer("gate_logit").bias
+        x = keras.ops.convert_to_tensor(pixels.to_unit(images))
+        found = {}
+        for variant in ("straight_through", "soft_gate"):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(chain.through(variant)(x)))
+            found[variant] = float(np.abs(tape.gradient(loss, bias.value)[0]))
+        assert found["straight_through"] < 1e-12 < 1e-6 < found["soft_gate"]
+
+    def test_only_two_ways_are_known(self):
+        with pytest.raises(ValueError, match="Expected one of open, soft. Received: 'shut'"), blocks.gates("shut"):
+            pass
 
 
 class TestTraining:

@@ -10,7 +10,7 @@ from vqunet_tf.attacks import APGDCE, PGD, Attack, MismatchPGD, Transfer
 from vqunet_tf.evaluation.bench import Bench
 from vqunet_tf.evaluation.rows import UNDEFENDED, Outcome
 from vqunet_tf.evaluation.suites import Plan
-from vqunet_tf.evaluation.victims import MISMATCH, UNQUANTIZED, Chain
+from vqunet_tf.evaluation.victims import ELSEWHERE, MISMATCH, Chain
 from vqunet_tf.threat import ThreatModel
 
 
@@ -103,7 +103,7 @@ def _with(attack: Attack, variant: str, chain: Chain) -> Attack:
         settings = {name: getattr(attack, name) for name in ("threat", "steps", "step_size", "restarts")}
         return MismatchPGD(**settings)
     # Forward it is the real chain: a fooled image is fooled for good. (Of unquantized images that is not known.)
-    if variant != UNQUANTIZED and not chain.is_random and isinstance(attack, PGD | APGDCE):
+    if variant not in ELSEWHERE and not chain.is_random and isinstance(attack, PGD | APGDCE):
         return dataclasses.replace(attack, until_fooled=True)
     return attack
 

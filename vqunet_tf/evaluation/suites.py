@@ -55,7 +55,7 @@ class Suite:
 
 
 # A purifier trained on one gradient of its quantizers may hide from it, and not from another.
-_APGD = {name: ("straight_through", "soft") for name in ("apgd_ce", "apgd_dlr")}
+_APGD = {name: ("straight_through", "soft", "open_gate", "soft_gate") for name in ("apgd_ce", "apgd_dlr")}
 
 _ADAPTIVE = Suite(
     # What is made white-box is made against the bare classifier too: there it must be seen to work.
@@ -72,7 +72,10 @@ SUITES: dict[str, Suite] = {
     "standard": Suite(
         gray=_GRADIENT,
         white=("fgsm", "pgd", "apgd_ce", "apgd_dlr"),
-        variants={"pgd": ("straight_through", "soft", "own", "smooth", "identity", "unquantized"), **_APGD},
+        variants={
+            "pgd": ("straight_through", "soft", "own", "smooth", "identity", "unquantized", "open_gate", "soft_gate"),
+            **_APGD,
+        },
         defenses=None,
     ),
     "adaptive": _ADAPTIVE,

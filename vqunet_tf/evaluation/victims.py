@@ -7,6 +7,8 @@ real purifier, and whatever they craft is scored on the real chain:
     rotation, soft      other estimators of the same quantizers, see `models/quantize.py`
     identity            forward through the whole purifier, back as if it were the identity (BPDA)
     unquantized         quantizers switched off, forward and back: a smooth network with the same weights
+    open_gate           straight-through, with the gate of a gated purifier held open, forward and back
+    soft_gate           straight-through, with a gate that never closes so far that no gradient is left
     mismatch            another loss: away from the codes that the clean image chose
     own                 the gradient of a purifier without quantizers
     smooth              forward through the whole purifier, back through a function close to it
@@ -29,11 +31,15 @@ from vqunet_tf.attacks import Victim
 from vqunet_tf.attacks.base import batches
 from vqunet_tf.defenses import Purify
 from vqunet_tf.models import VectorQuantizer, VQUNet, quantize
+from vqunet_tf.models.blocks import gates
 from vqunet_tf.models.vector_quantizer import passing
 
 ESTIMATORS = ("straight_through", "rotation", "soft")
 OWN, SMOOTH, IDENTITY, UNQUANTIZED, MISMATCH = "own", "smooth", "identity", "unquantized", "mismatch"
-VARIANTS = (*ESTIMATORS, OWN, SMOOTH, IDENTITY, UNQUANTIZED, MISMATCH)
+OPEN_GATE, SOFT_GATE = "open_gate", "soft_gate"
+VARIANTS = (*ESTIMATORS, OWN, SMOOTH, IDENTITY, UNQUANTIZED, OPEN_GATE, SOFT_GATE, MISMATCH)
+# Forward they are not the chain that is scored: an image that fools them need not fool it.
+ELSEWHERE = (UNQUANTIZED, OPEN_GATE, SOFT_GATE)
 
 DRAWS = 10  # of a victim that answers at random, for one gradient
 
@@ -66,14 +72,15 @@ class Chain:
     def variants(self) -> tuple[str, ...]:
         if self.purify is None:
             return ("",)
+        gated = (OPEN_GATE, SOFT_GATE) if getattr(self.model, "gated", False) else ()
         if self.quantizers:
-            found = (*ESTIMATORS, IDENTITY, UNQUANTIZED)
+            found = (*ESTIMATORS, IDENTITY, UNQUANTIZED, *gated)
             return found if self._encoder is None else (*found, MISMATCH)
         has = {
             OWN: getattr(self.purify, "differentiable", True),
             SMOOTH: callable(getattr(self.purify, "smooth", None)),
         }
-        return (*(name for name, there in has.items() if there), IDENTITY)
+        return (*(name for name, there in has.items() if there), IDENTITY, *gated)
 
     def through(self, variant: str = "") -> Victim:
         """The victim with this gradient: a function images → logits, the same object for the same variant.
@@ -144,6 +151,8 @@ class Chain:
             victim = self._estimated(variant)
         elif variant == UNQUANTIZED:
             victim = self._estimated("identity")  # of the layer: it lets its inputs through
+        elif variant in (OPEN_GATE, SOFT_GATE):
+            victim = self._gated(variant.removesuffix("_gate"))
         elif variant == IDENTITY:
             victim = self._back_through(lambda images: images)
         elif variant == SMOOTH:
@@ -157,6 +166,15 @@ class Chain:
             # Read while the layers are traced: this function and no other gets it.
             with passing(self.quantizers, estimator):
                 return self(images)
+
+        return victim
+
+    def _gated(self, how: str) -> Victim:
+        through = self._estimated(ESTIMATORS[0])
+
+        def victim(images: Any) -> Any:
+            with gates(how):
+                return through(images)
 
         return victim
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -39,6 +42,13 @@ def up(x: Any, width: int, name: str) -> Any:
     return DepthToSpace(2, name=f"{name}_shuffle")(convolution(ops.relu(x), 4 * width, name, kernel=1))
 
 
+GATES = ("open", "soft")
+
+# What gates do for now, if not what they learned. Not an attribute of the layer: replicas are traced in threads that take turns.
+_GATES: contextvars.ContextVar[str | None] = contextvars.ContextVar("gates", default=None)
+_SOFTNESS = 10.0
+
+
 def gate(images: Any, name: str) -> Any:
     """How sure a small network is that an image was tampered with: [B, H, W, C] -> logits [B, 1, 1, 1].
 
@@ -49,6 +59,35 @@ def gate(images: Any, name: str) -> Any:
         h = ops.relu(convolution(h, width, f"{name}_{i}", strides=strides, dtype="float32"))
     h = layers.GlobalAveragePooling2D(keepdims=True, dtype="float32", name=f"{name}_mean")(h)
     return convolution(h, 1, f"{name}_logit", kernel=1, dtype="float32", kernel_initializer="glorot_uniform")
+
+
+@contextlib.contextmanager
+def gates(how: str) -> Iterator[None]:
+    """Has all gates stay `open` or be `soft` within the block, in this thread only, for attackers whom a closed gate leaves no gradient.
+
+    A layer reads this while it is traced: what is compiled inside gets it for good.
+    """
+    if how not in GATES:
+        raise ValueError(f"Expected one of {', '.join(GATES)}. Received: {how!r}")
+    token = _GATES.set(how)
+    try:
+        yield
+    finally:
+        _GATES.reset(token)
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class Passage(layers.Layer):
+    """What share of its skip connections an image keeps: sigmoid(-logits), of a tenth of the logits where gates are `soft`."""
+
+    def call(self, logits: Any) -> Any:
+        how = _GATES.get()
+        if how == "open":
+            return ops.ones_like(logits)
+        return ops.sigmoid(-logits / _SOFTNESS if how == "soft" else -logits)
+
+    def compute_output_spec(self, logits: Any) -> Any:
+        return keras.KerasTensor(logits.shape, dtype=logits.dtype)
 
 
 @keras.saving.register_keras_serializable("vqunet_tf")

@@ -133,7 +133,7 @@ class VQUNet(keras.Model):
         if gated:
             logits = parts.gate(centred, "gate")
             outputs["gate"] = ops.reshape(logits, (-1,))
-            passed = ops.sigmoid(-logits)
+            passed = parts.Passage(dtype="float32", name="passage")(logits)
 
         def bottle(level: int) -> Any:
             """What the decoder may see of a level: code-book content only."""
