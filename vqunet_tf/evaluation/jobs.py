@@ -102,7 +102,7 @@ def _with(attack: Attack, variant: str, chain: Chain) -> Attack:
     if variant == MISMATCH and isinstance(attack, PGD):
         settings = {name: getattr(attack, name) for name in ("threat", "steps", "step_size", "restarts")}
         return MismatchPGD(**settings)
-    # Forward it is the real chain: a fooled image is fooled for good. (Of unquantized images that is not known.)
+    # Forward it is the real chain: a fooled image is fooled for good. (Of the variants in ELSEWHERE that is not known.)
     if variant not in ELSEWHERE and not chain.is_random and isinstance(attack, PGD | APGDCE):
         return dataclasses.replace(attack, until_fooled=True)
     return attack
