@@ -152,14 +152,16 @@ class TrainingConfig:
         batch; `identity` switches the quantizers off for its share; none is `gradient` (adaptive).
     head_weight: of the cross-entropy of a linear classifier on the bottleneck, which learns beside the purifier; 0 leaves it out.
     attack_on: `chain` or `head`, what the attack in the loop climbs (adaptive).
-    encoder_epochs, encoder_learning_rate: epochs before the others in which the encoder and the head learn alone, with the
-        quantizers off (gray_box: shown what the purifier is shown, shifted and flipped once more; adaptive: attacked on the
-        head), and their learning rate, where it is another.
+    encoder_epochs: before the others, in which the encoder and the head learn alone, with the quantizers off (gray_box: shown
+        what the purifier is shown, shifted and flipped once more; adaptive: attacked on the head).
+    encoder_learning_rate, encoder_weight_decay: theirs, where they are others.
     encoder_guidance: share of what an encoder that learns alone is asked for that is the classifier's answer to the clean image, not
         the label (distillation, Hinton et al. 2015, arXiv 1503.02531; gray_box).
     cutout: side in pixels of a square that is covered, anywhere, in what an encoder that learns alone is shown; 0 covers nothing
         (gray_box).
     gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial (gray_box).
+    gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned; 0 leaves it
+        as it learned.
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
@@ -202,10 +204,12 @@ class TrainingConfig:
     attack_on: str = "chain"
     encoder_epochs: int = 0
     encoder_learning_rate: float | None = None
+    encoder_weight_decay: float | None = None
     encoder_guidance: float = 0.0
     cutout: int = 0
     freeze_encoder: bool = False
     gate_weight: float = 1.0
+    gate_false_alarms: float = 0.02
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02
@@ -230,7 +234,7 @@ class TrainingConfig:
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
-        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate", "cutout", "gate_weight")
+        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate", "encoder_weight_decay", "cutout", "gate_weight", "gate_false_alarms")
         if self.loop_epsilon:
             _radii("training.loop_epsilon", [self.loop_epsilon])
             if self.objective != "gray_box":
@@ -257,6 +261,10 @@ class TrainingConfig:
         if not 0.0 <= self.encoder_guidance <= 1.0:
             raise UserError(
                 f"configuration training.encoder_guidance: expected a share from 0 to 1, got {self.encoder_guidance:g}"
+            )
+        if not self.gate_false_alarms < 1.0:
+            raise UserError(
+                f"configuration training.gate_false_alarms: expected a share below 1, got {self.gate_false_alarms:g}"
             )
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(

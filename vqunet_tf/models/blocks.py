@@ -78,13 +78,19 @@ def gates(how: str) -> Iterator[None]:
 
 @keras.saving.register_keras_serializable("vqunet_tf")
 class Passage(layers.Layer):
-    """What share of its skip connections an image keeps: sigmoid(-logits), of a tenth of the logits where gates are `soft`."""
+    """Whether an image keeps its skip connections: 1 where its logit is at most 0, else 0; where gates are `soft`, sigmoid(-logit / 10).
+
+    Not a share: of what a share lets through the decoder learns to make up for the factor, and the gate closes nothing. No gradient
+    passes; the gate learns from being told which images were attacked alone.
+    """
 
     def call(self, logits: Any) -> Any:
         how = _GATES.get()
         if how == "open":
             return ops.ones_like(logits)
-        return ops.sigmoid(-logits / _SOFTNESS if how == "soft" else -logits)
+        if how == "soft":
+            return ops.sigmoid(-logits / _SOFTNESS)
+        return ops.cast(logits <= 0, logits.dtype)
 
     def compute_output_spec(self, logits: Any) -> Any:
         return keras.KerasTensor(logits.shape, dtype=logits.dtype)

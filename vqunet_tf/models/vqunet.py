@@ -20,7 +20,7 @@ class VQUNet(keras.Model):
     """Purifies images: [B, H, W, C] in [0, 1] -> the same shape and range (He & Singhal 2024, arXiv 2406.03117).
 
     The decoder sees the image only through code books, one at the bottleneck and one on each skip connection (and, where it
-    is `gated`, through one number):
+    is `gated`, through one bit):
 
         image -> stem -> level 0 -> down -> level 1 -> down -> ... -> level L-1
                             |                 |                          |
@@ -45,14 +45,14 @@ class VQUNet(keras.Model):
         normalize: True normalises each image inside the residual blocks.
         skips: False leaves the skip connections out (a VQ-VAE; with `quantize=False` a denoising autoencoder).
         finest_skip: level of the finest skip connection; those of finer levels are left out.
-        gated: True multiplies what passes the skip connections by a number in [0, 1] for each image: how sure a small network
-            on its pixels is that nobody tampered with it. Images that somebody did are drawn from the bottleneck alone.
+        gated: True closes the skip connections of an image that a small network on its pixels takes for tampered with: it is
+            drawn from the bottleneck alone.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
             int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level),
             `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
-            (logits [B]: above 0 the skip connections are more closed than open).
+            (logits [B]: above 0 the skip connections are closed).
     """
 
     def __init__(

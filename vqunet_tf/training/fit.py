@@ -16,7 +16,7 @@ from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import checkpoints, crafting, devices, folder, given, loop, selection, tensorboard, workers
+from vqunet_tf.training import checkpoints, crafting, devices, folder, gate, given, loop, selection, tensorboard, workers
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
@@ -246,6 +246,8 @@ class _Stages:
                 boards = [tensorboard.PurifierBoard(self.run.tensorboard / stage.name, batches, purifier, grid)]
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
+        if purifier.gated and training.gate_false_alarms:
+            gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
         _save(_in_float32(build, purifier), wanted.path)
 
     def _adopt(self, baseline: VQUNet) -> None:
@@ -260,7 +262,7 @@ class _Stages:
     def _train_encoder(self, name: str, purifier: VQUNet, whole: Any) -> keras.layers.Dense:
         """Trains the encoder of a purifier with a head alone and returns the head; `whole` is what the purifier will learn from."""
         config, training = self.config, self.config.training
-        rate = training.encoder_learning_rate
+        rate, decay = training.encoder_learning_rate, training.encoder_weight_decay
         if isinstance(whole, GrayBoxBatches):
             batches: Any = EncoderBatches(whole, training)
         else:
@@ -276,7 +278,7 @@ class _Stages:
             batches=batches,
             epochs=training.encoder_epochs,
             learning_rate=training.learning_rate if rate is None else rate,
-            weight_decay=training.weight_decay,
+            weight_decay=training.weight_decay if decay is None else decay,
             warmup=training.warmup,
             muon=training.muon,
         )
