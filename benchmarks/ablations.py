@@ -1,6 +1,6 @@
 """Which part of the gray-box purifier makes the difference: short runs that differ from the preset in one thing each.
 
-    python -m benchmarks.ablations --dataset=fashion_mnist --seeds=0,1,2 [--limit=20000] [--epochs=4] [--run_dir=runs/ablations]
+    python -m benchmarks.ablations --dataset=fashion_mnist --preset=fashion_mnist_short --seeds=0,1,2 [--limit=20000] [--epochs=4] [--run_dir=runs/ablations]
 
 Every (variant, seed) is a run folder of its own, trained by `vqunet_tf.training.fit`. All variants of a seed share one
 classifier and, where they do not ask for others, one set of training adversaries. Each is measured on validation images, which

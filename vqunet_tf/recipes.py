@@ -39,6 +39,16 @@ _DISTILLED = TrainingConfig(
     selection_examples=1000,
 )
 
+_FASHION_CLASSIFIER = ClassifierConfig(
+    name="fast",
+    widths=(32, 64, 128),
+    epochs=18,
+    learning_rate=3e-3,
+    weight_decay=0.05,
+    label_smoothing=0.1,
+    flip=True,
+)
+
 _PRESETS: dict[str, Config] = {
     # 1,397 training images, 140 of them held out; the figures are in the README, from `make demo`.
     "digits": Config(
@@ -52,15 +62,7 @@ _PRESETS: dict[str, Config] = {
     ),
     "fashion_mnist": Config(
         data=DataConfig(dataset="fashion_mnist"),
-        classifier=ClassifierConfig(
-            name="fast",
-            widths=(32, 64, 128),
-            epochs=18,
-            learning_rate=3e-3,
-            weight_decay=0.05,
-            label_smoothing=0.1,
-            flip=True,
-        ),
+        classifier=_FASHION_CLASSIFIER,
         purifier=PurifierConfig(
             widths=(48, 80, 120),
             blocks=2,
@@ -127,6 +129,25 @@ _PRESETS: dict[str, Config] = {
             batch_size=512,
         ),
         evaluation=EvaluationConfig(epsilons=(8 / 255,), pgd_steps=40),
+    ),
+    # An hour on two cores, the classifier with it; what `benchmarks.ablations` takes apart, in shorter runs still.
+    "fashion_mnist_short": Config(
+        data=DataConfig(dataset="fashion_mnist"),
+        classifier=_FASHION_CLASSIFIER,
+        purifier=PurifierConfig(widths=(48, 96, 128), groups=(2,), normalize=True),
+        training=TrainingConfig(
+            epochs=24,
+            batch_size=64,
+            muon=2.5,
+            clean=2.0,
+            noisy=0.25,
+            adversarial=2.25,
+            pixel_weight=4.0,
+            feature_weight=0.5,
+            selection_examples=1000,
+        ),
+        attack=AttackConfig(epsilon=0.2, aims=(0.25, 0.65, 0.1), copies=4),
+        evaluation=EvaluationConfig(epsilons=(0.1, 0.3), pgd_steps=40),
     ),
     # For any other data set; sizes and epochs are a starting point, not a measured recipe.
     "default": Config(attack=AttackConfig(epsilon=12 / 255), evaluation=EvaluationConfig(epsilons=(8 / 255,))),
