@@ -9,14 +9,14 @@ import tensorflow as tf
 from test_interruption import assert_same_weights, stop_after
 from test_runs import losses_of, save_linear, silent, tiny
 
-from vqunet_tf import VQUNet, pixels
+from vqunet_tf import VQUNet, data, pixels
 from vqunet_tf.config import AttackConfig, Config, PurifierConfig, TrainingConfig
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.evaluation.victims import Chain
 from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation, preset
 from vqunet_tf.runs import RunFolder, save_model
-from vqunet_tf.training import encoder, fit, gate
+from vqunet_tf.training import encoder, fit, gate, loop
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
@@ -83,7 +83,7 @@ def test_a_gate_passes_all_or_nothing(images):
     np.testing.assert_array_equal(nearly.purify(images), surely.purify(images))
 
 
-@pytest.mark.parametrize(("share", "closed"), [(0.1, 4), (0.99, 39), (0.024, 0)])
+@pytest.mark.parametrize(("share", "closed"), [(0.1, 4), (0.97, 39), (0.012, 0)])
 def test_a_calibrated_gate_closes_for_that_share_of_clean_images(share, closed, images):
     keras.utils.set_random_seed(5)
     model = VQUNet(gated=True, **SIZES)
@@ -137,6 +137,7 @@ class TestVictims:
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(tf.square(chain.through(variant)(x)))
             found[variant] = tape.gradient(loss, bias.value)
+            np.testing.assert_allclose(chain.through(variant)(x), chain(x), atol=1e-5)
         assert found["straight_through"] is None
         assert abs(float(found["soft_gate"][0])) > 1e-6
 
@@ -159,6 +160,33 @@ class TestTraining:
         crafted = (inputs["seen"] == 255 - inputs["clean"]).all(axis=(1, 2, 3))
         np.testing.assert_array_equal(inputs["attacked"], crafted.astype("float32"))
         assert 0 < crafted.sum() < 40 and inputs["attacked"].dtype == np.float32
+
+    def test_the_pixels_of_what_nobody_attacked_keep_their_weight(self, images):
+        """They fade from 8 to 2 for adversarial images alone, over half of 4 steps; without a gate for all."""
+        settings = {"epochs": 4, "pixel_weight": 8.0, "final_pixel_weight": 2.0, "pixel_fade": 0.5}
+        training = dataclasses.replace(self.settings, clean=1, noisy=1, adversarial=2, **settings)
+        for gated in (True, False):
+            views = Views(images, 2, 0, False, 0)
+            batches = GrayBoxBatches(views, np.stack([images] * 2), training, AttackConfig(), gated=gated)
+            for epoch, faded in enumerate((8.0, 4.0, 2.0, 2.0)):
+                batches.start(epoch)
+                batch = batches[0]
+                expected = np.where(batch["attacked"], faded, 8.0 if gated else faded)
+                np.testing.assert_allclose(batch["pixel_weight"], expected, rtol=1e-6)
+                assert 0 < batch["attacked"].sum() < 40
+
+    def test_pixels_of_unlike_weight_by_hand(self, images):
+        guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
+        objective = GrayBoxObjective(VQUNet(gated=True, **SIZES), guide, TrainingConfig())
+        weights = np.array([5, 1, 0.5, 5], "float32")
+        inputs = {"seen": images[:4], "clean": images[4:8], "attacked": np.array([0, 1, 1, 0], "float32")}
+        outputs = objective(inputs)
+        parts = objective.losses_of({**inputs, "pixel_weight": weights}, None, outputs)
+        missed = np.abs(np.asarray(outputs["images"]) - pixels.to_unit(images[4:8])).mean(axis=(1, 2, 3))
+        assert float(parts["pixel"]) == pytest.approx((weights * missed).sum() / weights.sum(), rel=1e-5)
+        rest = sum(float(objective.weights_of[name] * value) for name, value in parts.items() if name != "pixel")
+        found = float(objective.compute_loss({**inputs, "pixel_weight": weights}, None, outputs))
+        assert found == pytest.approx(rest + (weights * missed).mean(), rel=1e-5)
 
     def test_the_gate_s_loss_by_hand(self, images):
         guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
@@ -257,6 +285,10 @@ ALONE = {"training.encoder_epochs": 1, "training.head_weight": 1.0}
             {"training.loop_epsilon": 0.1, "purifier.gated": True},
             "loop_epsilon: expected 0 for a gated purifier.*got 0.1",
         ),
+        (
+            {"training.gate_weight": 0.0, "purifier.gated": True},
+            "gate_weight: expected more than 0 for a gated purifier",
+        ),
         ({"training.adversarial": 0.0, "purifier.gated": True}, "adversaries and others.*got shares of 0, 1 and 0.5"),
         (
             {"training.clean": 0, "training.noisy": 0, "purifier.gated": True},
@@ -294,6 +326,27 @@ def test_a_baseline_takes_over_the_purifier_s_encoder_and_none_of_other_sizes(tm
     save_model(VQUNet(**SIZES), run.purifier)
     with pytest.raises(UserError, match="purifier.keras: expected a purifier of this run's sizes, whose encoder"):
         fit.train(config, run, say=silent, baselines=["dae"])
+
+
+def test_an_encoder_s_own_decay(tmp_path, monkeypatch):
+    save_linear(tmp_path / "mine.keras")
+    changes = {**ALONE, "classifier.path": str(tmp_path / "mine.keras"), "training.encoder_weight_decay": 0.5}
+    decays, build = {}, loop.optimizers.build
+    monkeypatch.setattr(loop.optimizers, "build", lambda *args: decays.update({len(decays): args[1]}) or build(*args))
+    fit.train(tiny(**{**changes, "training.weight_decay": 0.25}), RunFolder(tmp_path / "run"), say=silent)
+    assert decays == {0: 0.5, 1: 0.25}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_run_calibrates_its_gate_where_it_is_asked_to(share, tmp_path, monkeypatch):
+    save_linear(tmp_path / "mine.keras")
+    changes = {"classifier.path": str(tmp_path / "mine.keras"), "purifier.gated": True}
+    asked = []
+    monkeypatch.setattr(gate, "calibrate", lambda purifier, images, share: asked.append((len(images), share)))
+    config = tiny(**{**changes, "training.gate_false_alarms": share, "training.selection": "last"})
+    fit.train(config, RunFolder(tmp_path / "run"), say=silent)
+    held_out = len(data.load(config.data, "validation").labels)
+    assert asked == ([(held_out, share)] if share else [])
 
 
 def test_adaptive_presets_have_no_gate():

@@ -17,6 +17,7 @@ from vqunet_tf.training import adversaries, crafting, fit, selection
 from vqunet_tf.training.augment import Augment, Views
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.callbacks import Epochs
+from vqunet_tf.training.objectives import GrayBoxObjective
 
 
 @pytest.fixture
@@ -161,7 +162,23 @@ class TestAnswers:
         for name, expected in guide.predict_on_batch(pixels.to_unit(inputs["clean"])).items():
             np.testing.assert_allclose(inputs[name], expected, rtol=1e-4, atol=1e-5)
         monkeypatch.setattr(crafting, "_MOST_ANSWERS", 2 * 40 * 4 * (4 + 8) - 1)
+        few = make.answers(views)
+        assert set(few) == {"logits"}
+        np.testing.assert_array_equal(few["logits"], answers["logits"])
+        monkeypatch.setattr(crafting, "_MOST_ANSWERS", 2 * 40 * 4 * 4 - 1)
         assert make.answers(views) is None
+
+    def test_logits_alone_are_not_enough_to_guide_by(self, guide, images):
+        """Features are then asked for at every step, and logits with them."""
+        objective = GrayBoxObjective(
+            VQUNet(widths=(4, 4), num_embeddings=8, embedding_dim=2, channels=1), guide, TrainingConfig()
+        )
+        inputs = {"seen": images[:4], "clean": images[4:8]}
+        outputs = objective(inputs)
+        said = guide(pixels.to_unit(images[4:8]))
+        expected = float(objective.compute_loss({**inputs, **said}, None, outputs))
+        wrong = {**inputs, "logits": np.zeros((4, 4), "float32")}
+        assert float(objective.compute_loss(wrong, None, outputs)) == pytest.approx(expected, rel=1e-5)
 
     def test_it_stops_when_it_is_asked_to(self, guide, images, tmp_path):
         with pytest.raises(Interrupted):

@@ -160,8 +160,8 @@ class TrainingConfig:
     cutout: side in pixels of a square that is covered, anywhere, in what an encoder that learns alone is shown; 0 covers nothing
         (gray_box).
     gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial (gray_box).
-    gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned; 0 leaves it
-        as it learned.
+    gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned (epochs
+        are chosen before); 0 leaves it as it learned (gray_box).
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
@@ -234,7 +234,16 @@ class TrainingConfig:
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"
         )
         _at_least(self, 0, "max_shift", "attack_step_size", "epsilon_warmup", "average", "checkpoint_seconds")
-        _at_least(self, 0, "encoder_epochs", "encoder_learning_rate", "encoder_weight_decay", "cutout", "gate_weight", "gate_false_alarms")
+        _at_least(
+            self,
+            0,
+            "encoder_epochs",
+            "encoder_learning_rate",
+            "encoder_weight_decay",
+            "cutout",
+            "gate_weight",
+            "gate_false_alarms",
+        )
         if self.loop_epsilon:
             _radii("training.loop_epsilon", [self.loop_epsilon])
             if self.objective != "gray_box":

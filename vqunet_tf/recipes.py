@@ -195,7 +195,7 @@ _PRESETS |= {
     "digits_adaptive": _PRESETS["digits"].replace(
         {**_ADAPTIVE, "purifier.groups": (8,), "training.epochs": 20, "attack.epsilon": 0.1}
     ),
-    "fashion_mnist_adaptive": _PRESETS["fashion_mnist"].replace(
+    "fashion_mnist_adaptive": _PRESETS["fashion_mnist_short"].replace(
         {
             **_ADAPTIVE,
             **_DEEP,
@@ -218,6 +218,7 @@ _PRESETS |= {
             "training.epochs": 25,
             "training.learning_rate": 1.5e-3,
             "training.max_shift": 2,
+            "attack.radius_power": 0.7,
             "training.attack_steps": 3,
             "training.attack_step_size": 0.5,
             "attack.epsilon": 8 / 255,

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from vqunet_tf.models.quantize import straight_through
+
 
 def convolution(x: Any, width: int, name: str, kernel: int = 3, strides: int = 1, **kwargs: Any) -> Any:
     """A convolution that keeps height and width, divided by `strides`: [B, H, W, *] -> [B, H/s, W/s, width]."""
@@ -63,7 +65,9 @@ def gate(images: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def gates(how: str) -> Iterator[None]:
-    """Has all gates stay `open` or be `soft` within the block, in this thread only, for attackers whom a closed gate leaves no gradient.
+    """Has all gates stay `open` or be `soft` within the block, in this thread only, for attackers whom a gate leaves no gradient.
+
+    A soft one does what it always does and has the gradient of sigmoid(-logit / 10): a stand-in, as for a quantizer.
 
     A layer reads this while it is traced: what is compiled inside gets it for good.
     """
@@ -78,7 +82,7 @@ def gates(how: str) -> Iterator[None]:
 
 @keras.saving.register_keras_serializable("vqunet_tf")
 class Passage(layers.Layer):
-    """Whether an image keeps its skip connections: 1 where its logit is at most 0, else 0; where gates are `soft`, sigmoid(-logit / 10).
+    """Whether an image keeps its skip connections: 1 where its logit is at most 0, else 0.
 
     Not a share: of what a share lets through the decoder learns to make up for the factor, and the gate closes nothing. No gradient
     passes; the gate learns from being told which images were attacked alone.
@@ -88,9 +92,8 @@ class Passage(layers.Layer):
         how = _GATES.get()
         if how == "open":
             return ops.ones_like(logits)
-        if how == "soft":
-            return ops.sigmoid(-logits / _SOFTNESS)
-        return ops.cast(logits <= 0, logits.dtype)
+        passed = ops.cast(logits <= 0, logits.dtype)
+        return straight_through(ops.sigmoid(-logits / _SOFTNESS), passed) if how == "soft" else passed
 
     def compute_output_spec(self, logits: Any) -> Any:
         return keras.KerasTensor(logits.shape, dtype=logits.dtype)

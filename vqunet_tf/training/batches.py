@@ -77,7 +77,7 @@ class GrayBoxBatches(Batches):
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
         labels: [N], for a head.
-        gated: whether the purifier is.
+        gated: whether the purifier is; for a baseline too, which learns for the same objective, whether the one it stands beside is.
         answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 

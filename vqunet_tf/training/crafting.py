@@ -57,21 +57,26 @@ class Crafting:
 
     def answers(self, views: Views) -> dict[str, np.ndarray] | None:
         """What the classifier says about every view: `logits` and `features` float32 [copies, N, ...], asked once and not
-        at every step; None where they would take more than a gibibyte."""
+        at every step; logits alone where both would take more than a gibibyte, None where they would too."""
         copies, number = views.drawn.shape[:2]
         size, look = self.config.attack.batch_size, backend.compiled(_caller(self.guide()))
+
+        def fits(said: dict[str, np.ndarray]) -> bool:
+            return copies * number * sum(4 * out[0].size for out in said.values()) <= _MOST_ANSWERS
+
         found: dict[str, np.ndarray] = {}
         with tqdm(desc="clean answers", total=copies * number, unit="img", unit_scale=True, dynamic_ncols=True) as bar:
             for copy, start in itertools.product(range(copies), range(0, number, size)):
                 chosen = np.arange(start, min(start + size, number))
                 batch = views(np.full(size, copy), np.resize(chosen, size))  # one size, one compilation
                 said = {name: keras.ops.convert_to_numpy(out) for name, out in look(pixels.to_unit(batch)).items()}
-                if not found and copies * number * sum(4 * out[0].size for out in said.values()) > _MOST_ANSWERS:
-                    return None
-                for name, out in said.items():
-                    if name not in found:
-                        found[name] = np.empty((copies, number, *out.shape[1:]), "float32")
-                    found[name][copy, chosen] = out[: len(chosen)]
+                if not found:
+                    said = said if fits(said) else {"logits": said["logits"]}
+                    if not fits(said):
+                        return None
+                    found = {name: np.empty((copies, number, *out.shape[1:]), "float32") for name, out in said.items()}
+                for name, known in found.items():
+                    known[copy, chosen] = said[name][: len(chosen)]
                 self._report(bar, len(chosen))
         return found
 

@@ -16,7 +16,18 @@ from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import checkpoints, crafting, devices, folder, gate, given, loop, selection, tensorboard, workers
+from vqunet_tf.training import (
+    checkpoints,
+    crafting,
+    devices,
+    folder,
+    gate,
+    given,
+    loop,
+    selection,
+    tensorboard,
+    workers,
+)
 from vqunet_tf.training.averaging import Averages
 from vqunet_tf.training.batches import AdaptiveBatches, ClassifierBatches, EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze

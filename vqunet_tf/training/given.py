@@ -87,6 +87,10 @@ def _refuse_gate(training: TrainingConfig) -> None:
             f"configuration training.loop_epsilon: expected 0 for a gated purifier, since it would move the clean images too, got "
             f"{training.loop_epsilon:g}"
         )
+    if not training.gate_weight:
+        raise UserError(
+            "configuration training.gate_weight: expected more than 0 for a gated purifier, whose gate learns from nothing else, got 0"
+        )
     if not (training.adversarial and training.clean + training.noisy):
         raise UserError(
             "configuration training.adversarial, clean, noisy: expected adversaries and others for a gate to tell apart, got shares of "

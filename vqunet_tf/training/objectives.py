@@ -142,7 +142,7 @@ class GrayBoxObjective(Objective):
 
     def _wanted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the classifier says about the clean images: known beforehand, or asked now."""
-        return inputs if "logits" in inputs else self.guide(pixels.to_unit(inputs["clean"]), training=False)
+        return inputs if "features" in inputs else self.guide(pixels.to_unit(inputs["clean"]), training=False)
 
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
