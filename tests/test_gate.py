@@ -161,33 +161,6 @@ class TestTraining:
         np.testing.assert_array_equal(inputs["attacked"], crafted.astype("float32"))
         assert 0 < crafted.sum() < 40 and inputs["attacked"].dtype == np.float32
 
-    def test_the_pixels_of_what_nobody_attacked_keep_their_weight(self, images):
-        """They fade from 8 to 2 for adversarial images alone, over half of 4 steps; without a gate for all."""
-        settings = {"epochs": 4, "pixel_weight": 8.0, "final_pixel_weight": 2.0, "pixel_fade": 0.5}
-        training = dataclasses.replace(self.settings, clean=1, noisy=1, adversarial=2, **settings)
-        for gated in (True, False):
-            views = Views(images, 2, 0, False, 0)
-            batches = GrayBoxBatches(views, np.stack([images] * 2), training, AttackConfig(), gated=gated)
-            for epoch, faded in enumerate((8.0, 4.0, 2.0, 2.0)):
-                batches.start(epoch)
-                batch = batches[0]
-                expected = np.where(batch["attacked"], faded, 8.0 if gated else faded)
-                np.testing.assert_allclose(batch["pixel_weight"], expected, rtol=1e-6)
-                assert 0 < batch["attacked"].sum() < 40
-
-    def test_pixels_of_unlike_weight_by_hand(self, images):
-        guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
-        objective = GrayBoxObjective(VQUNet(gated=True, **SIZES), guide, TrainingConfig())
-        weights = np.array([5, 1, 0.5, 5], "float32")
-        inputs = {"seen": images[:4], "clean": images[4:8], "attacked": np.array([0, 1, 1, 0], "float32")}
-        outputs = objective(inputs)
-        parts = objective.losses_of({**inputs, "pixel_weight": weights}, None, outputs)
-        missed = np.abs(np.asarray(outputs["images"]) - pixels.to_unit(images[4:8])).mean(axis=(1, 2, 3))
-        assert float(parts["pixel"]) == pytest.approx((weights * missed).sum() / weights.sum(), rel=1e-5)
-        rest = sum(float(objective.weights_of[name] * value) for name, value in parts.items() if name != "pixel")
-        found = float(objective.compute_loss({**inputs, "pixel_weight": weights}, None, outputs))
-        assert found == pytest.approx(rest + (weights * missed).mean(), rel=1e-5)
-
     def test_the_gate_s_loss_by_hand(self, images):
         guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
         model = VQUNet(gated=True, **SIZES)

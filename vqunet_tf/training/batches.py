@@ -69,15 +69,13 @@ class GrayBoxBatches(Batches):
 
     An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
     random sign, its size drawn up to the attack's radius. "attacked" is 1 for an adversarial one. Where the weight of the
-    pixels fades, "pixel_weight" float32 [B] is what it is at this step, for a gated purifier on adversarial images alone: what an
-    open gate lets through should be the image; where there are labels, "label" int32 [B]. With
+    pixels fades, "pixel_weight" float32 [B] is what it is at this step; where there are labels, "label" int32 [B]. With
     `training.loop_epsilon` an attack in the loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius,
     loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
         labels: [N], for a head.
-        gated: whether the purifier is; for a baseline too, which learns for the same objective, whether the one it stands beside is.
         answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 
@@ -90,11 +88,10 @@ class GrayBoxBatches(Batches):
         replicas: int = 1,
         answers: dict[str, np.ndarray] | None = None,
         labels: np.ndarray | None = None,
-        gated: bool = False,
     ):
         super().__init__(adversarial.shape[1], training.batch_size, training.seed, replicas)
         self.views, self.adversarial, self.answers = views, adversarial, answers
-        self.labels, self.gated = labels, gated
+        self.labels = labels
         shares = np.array([training.clean, training.noisy, training.adversarial])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
@@ -107,9 +104,8 @@ class GrayBoxBatches(Batches):
         first, last = self.weights
         if last is not None:
             step = self.epoch * self.per_epoch + self.first + index
-            faded = first * (last / first) ** min(1.0, step / self.fading)
-            fades = batch["attacked"] if self.gated else np.ones(self.batch_size)
-            batch["pixel_weight"] = np.where(fades, faded, first).astype(np.float32)
+            weight = first * (last / first) ** min(1.0, step / self.fading)
+            batch["pixel_weight"] = np.full(self.batch_size, weight, np.float32)
         return batch
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:

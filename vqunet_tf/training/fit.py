@@ -208,9 +208,7 @@ class _Stages:
                     f"{config.attack.copies} copies of {len(views.images)} images take more than a gibibyte, got "
                     f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower, for a new run"
                 )
-            batches = GrayBoxBatches(
-                views, adversarial, training, config.attack, self.replicas, answers, labels, config.purifier.gated
-            )
+            batches = GrayBoxBatches(views, adversarial, training, config.attack, self.replicas, answers, labels)
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)

@@ -74,8 +74,7 @@ class GrayBoxObjective(Objective):
 
     With x the clean image, x' what the purifier P sees, f the frozen classifier and phi its features:
 
-        pixel_weight    * mean |P(x') - x|                                     reconstruction (L1); the weight may fade, and
-                                                                               differ between images
+        pixel_weight    * mean |P(x') - x|                                     reconstruction (L1); the weight may fade
       + guidance_weight * KL(softmax f(x) || softmax f(P(x')))                 logit guidance, and
       + feature_weight  * mean of |phi(P(x')) - phi(x)|^2 / |phi(x)|^2         feature guidance, after the high-level
                                                                                guided denoiser (Liao et al. 2018,
@@ -147,10 +146,8 @@ class GrayBoxObjective(Objective):
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
         clean, wanted = pixels.to_unit(x["clean"]), self._wanted(x)
-        missed = ops.mean(ops.abs(outputs["images"] - clean), axis=(1, 2, 3))
-        weights = x.get("pixel_weight", ops.ones_like(missed))
         return {
-            "pixel": ops.mean(weights * missed) / ops.mean(weights),
+            "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
             "guidance": divergence(wanted["logits"], outputs["logits"]),
             "feature": relative_error(wanted["features"], outputs["features"]),
             "codebook": outputs["codebook"],
