@@ -2,8 +2,8 @@
 
     python -m benchmarks.training [--presets=fashion_mnist,cifar10] [--turns=5] [--steps=8] [--batch_size=0]
 
-On random images of a data set's shape; no data are needed. A head, and a weight of the pixels that fades, are left out of
-the presets: the bare loop has neither. Prints JSON lines, for each preset:
+On random images of a data set's shape; no data are needed. A head, a gate, an encoder that stays as it is and a weight of the
+pixels that fades are left out of the presets: the bare loop has none of them. Prints JSON lines, for each preset:
 
 `training`  images per second of `vqunet_tf.training.loop.run` (Keras `fit` with every callback) and of a bare loop by
             hand (`benchmarks/bare.py`) with the same arithmetic on batches that lie ready as tensors. One epoch of
