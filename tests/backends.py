@@ -13,10 +13,10 @@ import numpy as np
 import vqunet_tf
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import AttackConfig, TrainingConfig
-from vqunet_tf.models import classifiers
+from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, fit, loop
+from vqunet_tf.training import adversaries, fit, gate, loop
 from vqunet_tf.training.encoder import EncoderObjective
 from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
 
@@ -55,6 +55,23 @@ def steps(objective, inputs):
     """The losses of a few training steps on one batch."""
     objective.compile(optimizer=keras.optimizers.SGD(0.05), jit_compile=False)
     return np.array([objective.train_on_batch(inputs, return_dict=True)["loss"] for _ in range(3)])
+
+
+def of_a_gate(purifier, guide, images):
+    """Half of the images' gates are closed, by half of the distance between the two logits in the middle."""
+    logits = np.sort(keras.ops.convert_to_numpy(purifier.graph(pixels.to_unit(images))["gate"]))
+    bias = purifier.graph.get_layer("gate_logit").bias
+    bias.assign(bias - (logits[7] + logits[8]) / 2)
+    results = {"purified, gated": purifier.purify(images), "gate": logits}
+    with blocks.gates("soft"):
+        gradient = backend.input_gradient(lambda x: keras.ops.square(purifier(x, training=False)))
+        results["gradient of a soft gate"] = keras.ops.convert_to_numpy(gradient(pixels.to_unit(images)))
+    objective = GrayBoxObjective(purifier, guide, TrainingConfig())
+    attacked = (np.arange(16) % 2).astype("float32")
+    results["losses gated"] = steps(objective, {"seen": images[::-1].copy(), "clean": images, "attacked": attacked})
+    gate.calibrate(purifier, images, 0.25)
+    results["losses gated"] = np.append(results["losses gated"], keras.ops.convert_to_numpy(bias))
+    return results
 
 
 def main(folder: Path) -> None:
@@ -97,6 +114,7 @@ def main(folder: Path) -> None:
     results["losses gray_box head"] = steps(guided, shown)
     looped = GrayBoxObjective(defended.purifier, guide, settings)
     results["losses gray_box loop"] = steps(looped, {**shown, "start": inputs["start"], "epsilon": inputs["epsilon"]})
+    results |= of_a_gate(keras.models.load_model(folder / "gated.keras"), guide, images)
     train_a_run(folder)
     for place, weight in enumerate(defended.purifier.weights):
         results[f"trained {place} {weight.name}"] = keras.ops.convert_to_numpy(weight)

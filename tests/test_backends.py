@@ -30,6 +30,9 @@ def found(tmp_path_factory):
     purifier.graph(images, training=True)  # codes where a first batch puts them
     classifier = classifiers.build("residual", (16, 16, 3), 4, (4, 8), 1)
     DefendedClassifier(purifier, classifier).save(folder / "defended.keras")
+    gated = VQUNet(widths=(8, 12), num_embeddings=(16, 32), embedding_dim=(4, 6), channels=3, gated=True)
+    gated.graph(images, training=True)
+    gated.save(folder / "gated.keras")
     digits, start = (
         np.random.default_rng(2).random((64, 32, 32, 1), dtype="float32"),
         preset("smoke", "digits").purifier,
@@ -40,7 +43,7 @@ def found(tmp_path_factory):
     classifiers.build("residual", (32, 32, 1), 10, (4, 8), 1).save(folder / "classifier.keras")
     for name in ("tensorflow", *INSTALLED):
         subprocess.run(
-            [sys.executable, SCRIPT, str(folder)], check=True, env={**os.environ, "KERAS_BACKEND": name}, timeout=300
+            [sys.executable, SCRIPT, str(folder)], check=True, env={**os.environ, "KERAS_BACKEND": name}, timeout=600
         )
     results = {name: dict(np.load(folder / f"{name}.npz")) for name in ("tensorflow", *INSTALLED)}
     for name, found in results.items():
