@@ -30,7 +30,7 @@ _DISTILLED = TrainingConfig(
     feature_weight=0.5,
     head_weight=0.5,
     flip=True,
-    # Almost none (1e-4) left a point less in the worst case of Fashion-MNIST.
+    # Almost none (1e-4) left a point less in the worst case of Fashion-MNIST; it may be chance (one run each).
     encoder_weight_decay=0.05,
     encoder_guidance=0.9,
     cutout=8,
