@@ -16,7 +16,7 @@ from vqunet_tf.evaluation.victims import Chain
 from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation, preset
 from vqunet_tf.runs import RunFolder, save_model
-from vqunet_tf.training import encoder, fit, gate, loop
+from vqunet_tf.training import encoder, fit, gate, given, loop
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
@@ -35,10 +35,10 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def pair(bias):
+def pair(bias, **arguments):
     """A gated purifier whose gate says `bias` of every image, and one without a gate and else the same weights."""
     keras.utils.set_random_seed(5)
-    gated, plain = VQUNet(gated=True, **SIZES), VQUNet(**SIZES)
+    gated, plain = VQUNet(gated=True, **arguments, **SIZES), VQUNet(**SIZES)
     for layer in plain.graph.layers:
         layer.set_weights(gated.graph.get_layer(layer.name).get_weights())
     last = gated.graph.get_layer("gate_logit")
@@ -108,8 +108,48 @@ def test_a_gate_without_skip_connections_is_refused(arguments):
         VQUNet(gated=True, **SIZES, **arguments)
 
 
+def test_an_exclusive_gate_that_is_open_silences_the_bottleneck(images):
+    """As if nothing came of the bottleneck: its last convolution gives zeros."""
+    exclusive, plain = pair(-60.0, exclusive=True)
+    different = np.abs(exclusive.purify(images) - plain.purify(images)).max(axis=(1, 2, 3))
+    assert different.min() > 1e-4
+    x = pixels.to_unit(images)
+    np.testing.assert_allclose(exclusive.graph(x)["bottleneck"], plain.graph(x)["bottleneck"], atol=1e-6)
+    last = plain.graph.get_layer("from_codes_1")
+    last.set_weights([0.0 * weight for weight in last.get_weights()])
+    np.testing.assert_allclose(exclusive.purify(images), plain.purify(images), atol=1e-6)
+
+
+def test_an_exclusive_gate_that_is_closed_is_like_any_other(images):
+    np.testing.assert_array_equal(pair(60.0, exclusive=True)[0].purify(images), pair(60.0)[0].purify(images))
+
+
+def test_an_exclusive_gate_comes_back_from_a_file_and_asks_for_a_gate(tmp_path, images):
+    model = pair(-60.0, exclusive=True)[0]
+    model.save(tmp_path / "purifier.keras")
+    again = keras.models.load_model(tmp_path / "purifier.keras")
+    assert again.exclusive
+    np.testing.assert_allclose(again.purify(images), model.purify(images), atol=1e-6)
+    with pytest.raises(ValueError, match="Expected a gate .gated=True. where exclusive is True"):
+        VQUNet(exclusive=True, **SIZES)
+
+
+def test_a_training_may_begin_with_a_purifier_whose_gate_is_not_exclusive(tmp_path):
+    """The weights are the same ones."""
+    there = pair(-60.0)[0]
+    there.save(tmp_path / "old.keras")
+    sizes = {name: value for name, value in SIZES.items() if name != "channels"}
+    settings = PurifierConfig(gated=True, exclusive=True, **{**sizes, "num_embeddings": (8,), "embedding_dim": (2,)})
+    found = given.start_of(tmp_path / "old.keras", settings, 1)
+    assert found.exclusive
+    for layer in there.graph.layers:
+        for mine, theirs in zip(layer.get_weights(), found.graph.get_layer(layer.name).get_weights(), strict=True):
+            np.testing.assert_array_equal(theirs, mine)
+
+
 def test_no_ablation_has_a_gate():
-    assert not any(ablation(name, PurifierConfig(gated=True)).gated for name in ABLATIONS)
+    made = [ablation(name, PurifierConfig(gated=True, exclusive=True)) for name in ABLATIONS]
+    assert not any(settings.gated or settings.exclusive for settings in made)
 
 
 class TestVictims:

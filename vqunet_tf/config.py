@@ -119,6 +119,7 @@ class PurifierConfig:
     decoder_widths: tuple[int, ...] | None = None
     decoder_blocks: int | None = None
     gated: bool = False
+    exclusive: bool = False
 
 
 # Which weights a training keeps, in the words of the report.

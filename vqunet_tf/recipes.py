@@ -229,9 +229,9 @@ _PRESETS |= {
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False},
-    "vqvae": {"quantize": True, "skips": False, "gated": False},
-    "dae": {"quantize": False, "skips": False, "gated": False},
+    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False, "exclusive": False},
+    "vqvae": {"quantize": True, "skips": False, "gated": False, "exclusive": False},
+    "dae": {"quantize": False, "skips": False, "gated": False, "exclusive": False},
 }
 
 

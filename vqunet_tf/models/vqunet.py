@@ -47,11 +47,13 @@ class VQUNet(keras.Model):
         finest_skip: level of the finest skip connection; those of finer levels are left out.
         gated: True closes the skip connections of an image that a small network on its pixels takes for tampered with: it is
             drawn from the bottleneck alone.
+        exclusive: True leaves the bottleneck out where that gate is open: an image is drawn from its skip connections alone or from
+            the bottleneck alone.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
             int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level),
-            `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
+            `bottleneck` (what came through it, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
             (logits [B]: above 0 the skip connections are closed).
     """
 
@@ -74,6 +76,7 @@ class VQUNet(keras.Model):
         decoder_widths: Sequence[int] | None = None,
         decoder_blocks: int | None = None,
         gated: bool = False,
+        exclusive: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -103,6 +106,9 @@ class VQUNet(keras.Model):
                 f"Expected skip connections where gated is True. Received: skips={skips!r}, finest_skip={finest_skip!r} "
                 f"with {depth} levels"
             )
+
+        if exclusive and not gated:
+            raise ValueError("Expected a gate (gated=True) where exclusive is True. Received: gated=False")
 
         # === Layers ===
         bottled = range(finest_skip, depth) if skips else [depth - 1]
@@ -147,6 +153,8 @@ class VQUNet(keras.Model):
             return parts.convolution(z, drawn[level], f"from_codes_{level}", kernel=1)
 
         h = outputs["bottleneck"] = bottle(depth - 1)
+        if exclusive:
+            h = h * ops.cast(1.0 - passed, h.dtype)
         for i in reversed(range(depth)):
             if i < depth - 1:
                 h = parts.up(h, drawn[i], f"up_{i}")
@@ -180,6 +188,7 @@ class VQUNet(keras.Model):
         self.decoder_widths = None if drawn == self.widths else drawn
         self.decoder_blocks = None if repeated == blocks else repeated
         self.gated = gated
+        self.exclusive = exclusive
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
@@ -254,7 +263,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
-        names += ["decoder_widths", "decoder_blocks", "gated"]
+        names += ["decoder_widths", "decoder_blocks", "gated", "exclusive"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
