@@ -134,6 +134,27 @@ def test_an_exclusive_gate_comes_back_from_a_file_and_asks_for_a_gate(tmp_path, 
         VQUNet(exclusive=True, **SIZES)
 
 
+def test_a_pixel_skip_takes_its_codes_of_each_patch_alone(images):
+    """One pixel moves the codes of the patch of 2x2 that it lies in, and no others; of the encoder's features it moves the neighbours'."""
+    changed = images.copy()
+    changed[:, 5, 2] = 255 - changed[:, 5, 2]
+    for direct in (True, False):
+        keras.utils.set_random_seed(5)
+        model = VQUNet(pixel_skip=direct, **{**SIZES, "num_embeddings": 64})
+        moved = (model.codes(images)["level_0"] != model.codes(changed)["level_0"]).any(axis=0)
+        assert moved[2, 1]
+        assert moved.sum() == 1 if direct else moved.sum() > 1
+
+
+@pytest.mark.parametrize("arguments", [{"skips": False}, {"finest_skip": 1}], ids=str)
+def test_a_pixel_skip_asks_for_the_finest_skip_connection(arguments):
+    with pytest.raises(ValueError, match="Expected a skip connection of the finest level where pixel_skip is True"):
+        VQUNet(pixel_skip=True, **SIZES, **arguments)
+    keras.utils.set_random_seed(5)
+    again = VQUNet.from_config(VQUNet(pixel_skip=True, **SIZES).get_config())
+    assert again.pixel_skip
+
+
 def test_a_training_may_begin_with_a_purifier_whose_gate_is_not_exclusive(tmp_path):
     """The weights are the same ones."""
     there = pair(-60.0)[0]
@@ -148,8 +169,8 @@ def test_a_training_may_begin_with_a_purifier_whose_gate_is_not_exclusive(tmp_pa
 
 
 def test_no_ablation_has_a_gate():
-    made = [ablation(name, PurifierConfig(gated=True, exclusive=True)) for name in ABLATIONS]
-    assert not any(settings.gated or settings.exclusive for settings in made)
+    made = [ablation(name, PurifierConfig(gated=True, exclusive=True, pixel_skip=True)) for name in ABLATIONS]
+    assert not any(settings.gated or settings.exclusive or settings.pixel_skip for settings in made)
 
 
 class TestVictims:

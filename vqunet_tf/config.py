@@ -120,6 +120,7 @@ class PurifierConfig:
     decoder_blocks: int | None = None
     gated: bool = False
     exclusive: bool = False
+    pixel_skip: bool = False
 
 
 # Which weights a training keeps, in the words of the report.

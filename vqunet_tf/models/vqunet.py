@@ -49,6 +49,8 @@ class VQUNet(keras.Model):
             drawn from the bottleneck alone.
         exclusive: True leaves the bottleneck out where that gate is open: an image is drawn from its skip connections alone or from
             the bottleneck alone.
+        pixel_skip: True has the finest skip connection take its codes of the image's patches, and not of what the encoder makes of
+            them: of an encoder that was trained to overlook perturbations details do not come back.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
@@ -77,6 +79,7 @@ class VQUNet(keras.Model):
         decoder_blocks: int | None = None,
         gated: bool = False,
         exclusive: bool = False,
+        pixel_skip: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -109,6 +112,12 @@ class VQUNet(keras.Model):
 
         if exclusive and not gated:
             raise ValueError("Expected a gate (gated=True) where exclusive is True. Received: gated=False")
+
+        if pixel_skip and not (skips and finest_skip == 0):
+            raise ValueError(
+                "Expected a skip connection of the finest level where pixel_skip is True. "
+                f"Received: skips={skips!r}, finest_skip={finest_skip!r}"
+            )
 
         # === Layers ===
         bottled = range(finest_skip, depth) if skips else [depth - 1]
@@ -143,7 +152,11 @@ class VQUNet(keras.Model):
 
         def bottle(level: int) -> Any:
             """What the decoder may see of a level: code-book content only."""
-            z = parts.convolution(encoded[level], several[level] * dims[level], f"to_codes_{level}", kernel=1)
+            width, name = several[level] * dims[level], f"to_codes_{level}"
+            if pixel_skip and level == 0:
+                z = parts.convolution(centred, width, name, kernel=stem, strides=stem)
+            else:
+                z = parts.convolution(encoded[level], width, name, kernel=1)
             if quantize:
                 result = quantizers[level](z)
                 z = result["quantized"]
@@ -189,6 +202,7 @@ class VQUNet(keras.Model):
         self.decoder_blocks = None if repeated == blocks else repeated
         self.gated = gated
         self.exclusive = exclusive
+        self.pixel_skip = pixel_skip
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
@@ -263,7 +277,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
-        names += ["decoder_widths", "decoder_blocks", "gated", "exclusive"]
+        names += ["decoder_widths", "decoder_blocks", "gated", "exclusive", "pixel_skip"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
