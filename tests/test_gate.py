@@ -16,7 +16,7 @@ from vqunet_tf.evaluation.victims import Chain
 from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation, preset
 from vqunet_tf.runs import RunFolder, save_model
-from vqunet_tf.training import encoder, fit, gate, given, loop
+from vqunet_tf.training import encoder, fit, gate, loop
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.encoder import EncoderObjective, adopt, freeze
@@ -35,10 +35,10 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def pair(bias, **arguments):
+def pair(bias):
     """A gated purifier whose gate says `bias` of every image, and one without a gate and else the same weights."""
     keras.utils.set_random_seed(5)
-    gated, plain = VQUNet(gated=True, **arguments, **SIZES), VQUNet(**SIZES)
+    gated, plain = VQUNet(gated=True, **SIZES), VQUNet(**SIZES)
     for layer in plain.graph.layers:
         layer.set_weights(gated.graph.get_layer(layer.name).get_weights())
     last = gated.graph.get_layer("gate_logit")
@@ -108,69 +108,8 @@ def test_a_gate_without_skip_connections_is_refused(arguments):
         VQUNet(gated=True, **SIZES, **arguments)
 
 
-def test_an_exclusive_gate_that_is_open_silences_the_bottleneck(images):
-    """As if nothing came of the bottleneck: its last convolution gives zeros."""
-    exclusive, plain = pair(-60.0, exclusive=True)
-    different = np.abs(exclusive.purify(images) - plain.purify(images)).max(axis=(1, 2, 3))
-    assert different.min() > 1e-4
-    x = pixels.to_unit(images)
-    np.testing.assert_allclose(exclusive.graph(x)["bottleneck"], plain.graph(x)["bottleneck"], atol=1e-6)
-    last = plain.graph.get_layer("from_codes_1")
-    last.set_weights([0.0 * weight for weight in last.get_weights()])
-    np.testing.assert_allclose(exclusive.purify(images), plain.purify(images), atol=1e-6)
-
-
-def test_an_exclusive_gate_that_is_closed_is_like_any_other(images):
-    np.testing.assert_array_equal(pair(60.0, exclusive=True)[0].purify(images), pair(60.0)[0].purify(images))
-
-
-def test_an_exclusive_gate_comes_back_from_a_file_and_asks_for_a_gate(tmp_path, images):
-    model = pair(-60.0, exclusive=True)[0]
-    model.save(tmp_path / "purifier.keras")
-    again = keras.models.load_model(tmp_path / "purifier.keras")
-    assert again.exclusive
-    np.testing.assert_allclose(again.purify(images), model.purify(images), atol=1e-6)
-    with pytest.raises(ValueError, match="Expected a gate .gated=True. where exclusive is True"):
-        VQUNet(exclusive=True, **SIZES)
-
-
-def test_a_pixel_skip_takes_its_codes_of_each_patch_alone(images):
-    """One pixel moves the codes of the patch of 2x2 that it lies in, and no others; of the encoder's features it moves the neighbours'."""
-    changed = images.copy()
-    changed[:, 5, 2] = 255 - changed[:, 5, 2]
-    for direct in (True, False):
-        keras.utils.set_random_seed(5)
-        model = VQUNet(pixel_skip=direct, **{**SIZES, "num_embeddings": 64})
-        moved = (model.codes(images)["level_0"] != model.codes(changed)["level_0"]).any(axis=0)
-        assert moved[2, 1]
-        assert moved.sum() == 1 if direct else moved.sum() > 1
-
-
-@pytest.mark.parametrize("arguments", [{"skips": False}, {"finest_skip": 1}], ids=str)
-def test_a_pixel_skip_asks_for_the_finest_skip_connection(arguments):
-    with pytest.raises(ValueError, match="Expected a skip connection of the finest level where pixel_skip is True"):
-        VQUNet(pixel_skip=True, **SIZES, **arguments)
-    keras.utils.set_random_seed(5)
-    again = VQUNet.from_config(VQUNet(pixel_skip=True, **SIZES).get_config())
-    assert again.pixel_skip
-
-
-def test_a_training_may_begin_with_a_purifier_whose_gate_is_not_exclusive(tmp_path):
-    """The weights are the same ones."""
-    there = pair(-60.0)[0]
-    there.save(tmp_path / "old.keras")
-    sizes = {name: value for name, value in SIZES.items() if name != "channels"}
-    settings = PurifierConfig(gated=True, exclusive=True, **{**sizes, "num_embeddings": (8,), "embedding_dim": (2,)})
-    found = given.start_of(tmp_path / "old.keras", settings, 1)
-    assert found.exclusive
-    for layer in there.graph.layers:
-        for mine, theirs in zip(layer.get_weights(), found.graph.get_layer(layer.name).get_weights(), strict=True):
-            np.testing.assert_array_equal(theirs, mine)
-
-
 def test_no_ablation_has_a_gate():
-    made = [ablation(name, PurifierConfig(gated=True, exclusive=True, pixel_skip=True)) for name in ABLATIONS]
-    assert not any(settings.gated or settings.exclusive or settings.pixel_skip for settings in made)
+    assert not any(ablation(name, PurifierConfig(gated=True)).gated for name in ABLATIONS)
 
 
 class TestVictims:

@@ -119,8 +119,6 @@ class PurifierConfig:
     decoder_widths: tuple[int, ...] | None = None
     decoder_blocks: int | None = None
     gated: bool = False
-    exclusive: bool = False
-    pixel_skip: bool = False
 
 
 # Which weights a training keeps, in the words of the report.

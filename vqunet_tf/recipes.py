@@ -228,11 +228,10 @@ _PRESETS |= {
 }
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
-_PLAIN = {"gated": False, "exclusive": False, "pixel_skip": False}
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "unet": {"quantize": False, "skips": True, "finest_skip": 0, **_PLAIN},
-    "vqvae": {"quantize": True, "skips": False, **_PLAIN},
-    "dae": {"quantize": False, "skips": False, **_PLAIN},
+    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False},
+    "vqvae": {"quantize": True, "skips": False, "gated": False},
+    "dae": {"quantize": False, "skips": False, "gated": False},
 }
 
 

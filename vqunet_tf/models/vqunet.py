@@ -47,15 +47,11 @@ class VQUNet(keras.Model):
         finest_skip: level of the finest skip connection; those of finer levels are left out.
         gated: True closes the skip connections of an image that a small network on its pixels takes for tampered with: it is
             drawn from the bottleneck alone.
-        exclusive: True leaves the bottleneck out where that gate is open: an image is drawn from its skip connections alone or from
-            the bottleneck alone.
-        pixel_skip: True has the finest skip connection take its codes of the image's patches, and not of what the encoder makes of
-            them: of an encoder that was trained to overlook perturbations details do not come back.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
             int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level),
-            `bottleneck` (what came through it, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
+            `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
             (logits [B]: above 0 the skip connections are closed).
     """
 
@@ -78,8 +74,6 @@ class VQUNet(keras.Model):
         decoder_widths: Sequence[int] | None = None,
         decoder_blocks: int | None = None,
         gated: bool = False,
-        exclusive: bool = False,
-        pixel_skip: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -108,15 +102,6 @@ class VQUNet(keras.Model):
             raise ValueError(
                 f"Expected skip connections where gated is True. Received: skips={skips!r}, finest_skip={finest_skip!r} "
                 f"with {depth} levels"
-            )
-
-        if exclusive and not gated:
-            raise ValueError("Expected a gate (gated=True) where exclusive is True. Received: gated=False")
-
-        if pixel_skip and not (skips and finest_skip == 0):
-            raise ValueError(
-                "Expected a skip connection of the finest level where pixel_skip is True. "
-                f"Received: skips={skips!r}, finest_skip={finest_skip!r}"
             )
 
         # === Layers ===
@@ -152,11 +137,7 @@ class VQUNet(keras.Model):
 
         def bottle(level: int) -> Any:
             """What the decoder may see of a level: code-book content only."""
-            width, name = several[level] * dims[level], f"to_codes_{level}"
-            if pixel_skip and level == 0:
-                z = parts.convolution(centred, width, name, kernel=stem, strides=stem)
-            else:
-                z = parts.convolution(encoded[level], width, name, kernel=1)
+            z = parts.convolution(encoded[level], several[level] * dims[level], f"to_codes_{level}", kernel=1)
             if quantize:
                 result = quantizers[level](z)
                 z = result["quantized"]
@@ -166,8 +147,6 @@ class VQUNet(keras.Model):
             return parts.convolution(z, drawn[level], f"from_codes_{level}", kernel=1)
 
         h = outputs["bottleneck"] = bottle(depth - 1)
-        if exclusive:
-            h = h * ops.cast(1.0 - passed, h.dtype)
         for i in reversed(range(depth)):
             if i < depth - 1:
                 h = parts.up(h, drawn[i], f"up_{i}")
@@ -201,8 +180,6 @@ class VQUNet(keras.Model):
         self.decoder_widths = None if drawn == self.widths else drawn
         self.decoder_blocks = None if repeated == blocks else repeated
         self.gated = gated
-        self.exclusive = exclusive
-        self.pixel_skip = pixel_skip
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
@@ -277,7 +254,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
-        names += ["decoder_widths", "decoder_blocks", "gated", "exclusive", "pixel_skip"]
+        names += ["decoder_widths", "decoder_blocks", "gated"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

@@ -145,12 +145,13 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
     wanted = VQUNet(**expected)
     asked, there = wanted.get_config(), purifier.get_config()
     for name in expected:
-        if name not in ("commitment_cost", "decay", "exclusive", *_CODES) and asked[name] != there[name]:
+        if name not in ("commitment_cost", "decay", *_CODES) and asked[name] != there[name]:
             raise UserError(
                 f"training.start {path}: its {name} is {there[name]!r}, the configuration has {asked[name]!r}: "
                 f"give --set=purifier.{name}={json.dumps(there[name], separators=(',', ':'))}"
             )
-    same_codes = all(asked[name] == there[name] for name in _CODES)
+    if all(asked[name] == there[name] for name in _CODES):
+        return purifier
     numbers, known = (
         tuple(dim * groups for dim, groups in zip(config["embedding_dim"], config["groups"], strict=True))
         for config in (asked, there)
@@ -162,6 +163,6 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
         )
     layers = {layer.name: layer for layer in purifier.graph.layers}
     for layer in wanted.graph.layers:
-        if same_codes or not isinstance(layer, VectorQuantizer):
+        if not isinstance(layer, VectorQuantizer):
             layer.set_weights(layers[layer.name].get_weights())
     return wanted
