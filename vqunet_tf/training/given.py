@@ -50,8 +50,8 @@ def refuse_impossible(config: Config) -> None:
                 f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
                 f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
             )
-    _refuse_encoder(config)
     _refuse_held_out(config)
+    _refuse_encoder(config)
     if config.purifier.gated:
         _refuse_gate(training)
     try:
@@ -98,8 +98,8 @@ def _refuse_held_out(config: Config) -> None:
             )
 
 
-def _told(value: bool | str) -> str:
-    return json.dumps(value) if isinstance(value, bool) else value
+def _told(value: object) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _refuse_gate(training: TrainingConfig) -> None:
