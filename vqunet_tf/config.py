@@ -164,9 +164,6 @@ class TrainingConfig:
         are chosen before); 0 leaves it as it learned (gray_box).
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.
-    held_out: the purifier learns from the validation images in place of the training images: the only ones that neither a given
-        classifier nor the encoder of `start` knows by heart, so that a decoder finds out how far to believe either (gray_box;
-        keeps the last epoch).
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
     epsilon_warmup: share of the steps over which the radius grows to `attack.epsilon`, of the encoder's where it has its own
         (adaptive).
@@ -213,7 +210,6 @@ class TrainingConfig:
     freeze_encoder: bool = False
     gate_weight: float = 1.0
     gate_false_alarms: float = 0.02
-    held_out: bool = False
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02

@@ -75,8 +75,6 @@ def _train(config: Config, run: RunFolder, say: Say, baselines: tuple[str, ...])
             return
 
     split, held_out = data.load(config.data, "train"), data.load(config.data, "validation")
-    if config.training.held_out:
-        split = held_out
     config = config.replace({"data.image_shape": split.images.shape[1:], "data.class_names": split.class_names})
     given.refuse_images(config)
     classifier = None

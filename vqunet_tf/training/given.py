@@ -50,7 +50,6 @@ def refuse_impossible(config: Config) -> None:
                 f"configuration training.{name}: expected 1 on {replicas} replicas, which Keras cannot combine with it, "
                 f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
             )
-    _refuse_held_out(config)
     _refuse_encoder(config)
     if config.purifier.gated:
         _refuse_gate(training)
@@ -74,32 +73,6 @@ def _refuse_encoder(config: Config) -> None:
             "configuration training.freeze_encoder: expected training.encoder_epochs or training.start, which give an encoder that is "
             "worth keeping, got neither"
         )
-
-
-def _refuse_held_out(config: Config) -> None:
-    """Held-out images are few, and what has learned from them is no longer measured by them."""
-    training = config.training
-    if not training.held_out:
-        return
-    wanted = {
-        "training.objective": (training.objective, "gray_box"),
-        "training.selection": (training.selection, "last"),
-        "training.freeze_encoder": (training.freeze_encoder, True),
-    }
-    for name, (got, expected) in wanted.items():
-        if got != expected:
-            raise UserError(
-                f"configuration {name}: expected {_told(expected)} with training.held_out, got {_told(got)}"
-            )
-    for name, given in (("training.start", training.start), ("classifier.path", config.classifier.path)):
-        if not given:
-            raise UserError(
-                f"configuration {name}: expected a file with training.held_out, got none: what learned from the training images comes first"
-            )
-
-
-def _told(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _refuse_gate(training: TrainingConfig) -> None:
