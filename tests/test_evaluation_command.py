@@ -48,7 +48,7 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert {row["attack"] for row in found["rows"]} == {"none", "fgsm", "pgd", "worst"}
     assert found["command"] == (
         f"python -m trainers.evaluate --run_dir=run --suite=quick --attacks=fgsm,pgd --epsilons={8 / 255},0.2 "
-        "--threat_models=gray_box,white_box --defenses=none,vqunet --num_examples=8 --seed=0"
+        "--threat_models=gray_box,white_box --defenses=none,vqunet --output_dir=out --num_examples=8 --seed=0"
     )
     assert str(tmp_path) not in (out / "report.md").read_text() + (out / "report.json").read_text()
     assert (out / "plots" / "pictures.png").stat().st_size > 10_000

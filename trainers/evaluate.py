@@ -188,6 +188,8 @@ def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation
     texts = [f"--{name}={','.join(dict.fromkeys(map(str, several)))}" for name, several in lists.items() if several]
     if values.baselines_dir:
         texts.append(f"--baselines_dir={_public(Path(values.baselines_dir))}")
+    if values.output_dir:
+        texts.append(f"--output_dir={_public(Path(values.output_dir))}")
     texts += [f"--surrogate={_public(Path(path))}" for path in values.surrogate if plan.carried]
     if values.iterated_examples is not None:
         texts.append(f"--iterated_examples={values.iterated_examples}")
