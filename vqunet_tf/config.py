@@ -119,6 +119,8 @@ class PurifierConfig:
     decoder_widths: tuple[int, ...] | None = None
     decoder_blocks: int | None = None
     gated: bool = False
+    pixel_share: float = 0.0
+    tones: int = 64
 
 
 # Which weights a training keeps, in the words of the report.
@@ -162,6 +164,9 @@ class TrainingConfig:
     gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial (gray_box).
     gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned (epochs
         are chosen before); 0 leaves it as it learned (gray_box).
+    gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii and the
+        nearest ones, and then stays as it is (gray_box).
+    epochs: of all that is not frozen, through the classifier; 0 where a gate alone is to go on from `start`.
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
@@ -209,6 +214,7 @@ class TrainingConfig:
     cutout: int = 0
     freeze_encoder: bool = False
     gate_weight: float = 1.0
+    gate_epochs: int = 0
     gate_false_alarms: float = 0.02
     trades: float = 0.0
     epsilon_warmup: float = 0.2
@@ -226,7 +232,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "batch_size", "attack_steps", "selection_examples", "selection_steps")
+        _at_least(self, 1, "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")
         _at_least(self, 0, "clean", "noisy", "adversarial", "learning_rate", "weight_decay", "warmup", "muon")
         _seed(self)
@@ -242,6 +248,8 @@ class TrainingConfig:
             "encoder_weight_decay",
             "cutout",
             "gate_weight",
+            "gate_epochs",
+            "epochs",
             "gate_false_alarms",
         )
         if self.loop_epsilon:

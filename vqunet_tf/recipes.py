@@ -158,6 +158,7 @@ _ADAPTIVE: dict[str, Any] = {
     # resist. So `vqvae` is the same network, and `unet` the one with all skip connections.
     "purifier.finest_skip": 2,
     "purifier.gated": False,
+    "purifier.pixel_share": 0.0,
     # Fine code books, 3.5 bits a number: with coarse ones (9 bits for 8 or 16 numbers) a small step of the attacker makes the
     # decoder's input jump, and one of many jumps fools.
     "purifier.num_embeddings": (128,),
@@ -229,9 +230,9 @@ _PRESETS |= {
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False},
-    "vqvae": {"quantize": True, "skips": False, "gated": False},
-    "dae": {"quantize": False, "skips": False, "gated": False},
+    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False, "pixel_share": 0.0},
+    "vqvae": {"quantize": True, "skips": False, "gated": False, "pixel_share": 0.0},
+    "dae": {"quantize": False, "skips": False, "gated": False, "pixel_share": 0.0},
 }
 
 

@@ -100,6 +100,24 @@ class Passage(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("vqunet_tf")
+class Tones(layers.Layer):
+    """Rounds numbers in [0, 1] to the nearest of `number` tones, equally far apart; the gradient passes straight through."""
+
+    def __init__(self, number: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.number = number
+
+    def call(self, inputs: Any) -> Any:
+        return straight_through(inputs, ops.round(inputs * (self.number - 1)) / (self.number - 1))
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "number": self.number}
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
 class DepthToSpace(layers.Layer):
     """Lays channels out as patches: [B, H, W, C r^2] -> [B, H r, W r, C], r = `block`."""
 

@@ -47,6 +47,9 @@ class VQUNet(keras.Model):
         finest_skip: level of the finest skip connection; those of finer levels are left out.
         gated: True closes the skip connections of an image that a small network on its pixels takes for tampered with: it is
             drawn from the bottleneck alone.
+        pixel_share: where that gate is open the result is this share of the image itself and else what the decoder drew; in [0, 1).
+        tones: so many, equally far apart in [0, 1], are left of each number of that share (a fixed scalar code book: Mentzer et
+            al. 2023, arXiv 2309.15505).
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
@@ -74,6 +77,8 @@ class VQUNet(keras.Model):
         decoder_widths: Sequence[int] | None = None,
         decoder_blocks: int | None = None,
         gated: bool = False,
+        pixel_share: float = 0.0,
+        tones: int = 64,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -102,6 +107,14 @@ class VQUNet(keras.Model):
             raise ValueError(
                 f"Expected skip connections where gated is True. Received: skips={skips!r}, finest_skip={finest_skip!r} "
                 f"with {depth} levels"
+            )
+        if not 0.0 <= pixel_share < 1.0 or tones < 2:
+            raise ValueError(
+                f"Expected pixel_share in [0, 1) and tones of at least 2. Received: {pixel_share!r} and {tones!r}"
+            )
+        if pixel_share and not gated:
+            raise ValueError(
+                f"Expected a gate (gated=True) where pixel_share is above 0. Received: pixel_share={pixel_share!r}"
             )
 
         # === Layers ===
@@ -158,6 +171,10 @@ class VQUNet(keras.Model):
         h = parts.convolution(ops.relu(h), channels * stem**2, "head", kernel_initializer="glorot_uniform")
         h = parts.DepthToSpace(stem, name="shuffle")(h) if stem > 1 else h
         purified = parts.CropLike(name="crop")(layers.Activation("sigmoid", dtype="float32", name="unit")(h), images)
+        if pixel_share:
+            purified = purified + pixel_share * passed * (
+                parts.Tones(tones, dtype="float32", name="tones")(images) - purified
+            )
         outputs["images"] = purified
         outputs["loss"] = ops.sum(ops.stack(losses)) if losses else 0.0 * ops.sum(purified)
         self.graph = keras.Model(images, outputs, name="graph")
@@ -180,6 +197,8 @@ class VQUNet(keras.Model):
         self.decoder_widths = None if drawn == self.widths else drawn
         self.decoder_blocks = None if repeated == blocks else repeated
         self.gated = gated
+        self.pixel_share = pixel_share
+        self.tones = tones
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
@@ -254,7 +273,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
-        names += ["decoder_widths", "decoder_blocks", "gated"]
+        names += ["decoder_widths", "decoder_blocks", "gated", "pixel_share", "tones"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

@@ -114,7 +114,7 @@ class GrayBoxBatches(Batches):
         kind = rng.choice(3, size=len(chosen), p=self.shares)
         seen = clean.copy()
         noisy = np.flatnonzero(kind == 1)
-        seen[noisy] = self._with_noise(clean[noisy], rng)
+        seen[noisy] = self.with_noise(clean[noisy], rng)
         attacked = np.flatnonzero(kind == 2)
         seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
         said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
@@ -127,7 +127,7 @@ class GrayBoxBatches(Batches):
             said.update(epsilon=radius, start=start)
         return {"seen": seen, "clean": clean, **said}
 
-    def _with_noise(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def with_noise(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         normal = rng.standard_normal(images.shape, dtype=np.float32)
         kind = rng.integers(3, size=(len(images), 1, 1, 1))
         uniform = rng.random(images.shape, dtype=np.float32) * 2.0 - 1.0

@@ -55,6 +55,22 @@ class Crafting:
             copies = [self._copy(views, turn, copy, bar) for copy in range(settings.copies)]
         return views, np.stack(copies)
 
+    def nearest(self, views: Views) -> np.ndarray:
+        """The nearest adversaries of the first view of every image, float16 [N, H, W, C]; not made again where they are on disk."""
+        path, count = self.run.checkpoints / "nearest.npy", len(self.images)
+        with (
+            workers.chief_first(),
+            tqdm(desc="nearest", total=count, unit="img", unit_scale=True, dynamic_ncols=True) as bar,
+        ):
+            workers.appears(path)
+            kept = _load_array(path, self.images.shape, np.float16) if path.exists() else None
+            if kept is None:
+                shown = views(np.zeros(count, int), np.arange(count))
+                size, seed = self.config.attack.batch_size, (self.config.training.seed, -1 % 2**32)
+                kept = adversaries.nearest(self.guide(), shown, size, seed, partial(self._report, bar))
+                _save_array(path, kept)
+        return kept
+
     def answers(self, views: Views) -> dict[str, np.ndarray] | None:
         """What the classifier says about every view: `logits` and `features` float32 [copies, N, ...], asked once and not
         at every step; logits alone where both would take more than a gibibyte, None where they would too."""
@@ -123,13 +139,13 @@ class Refresh(keras.callbacks.Callback):
             self.batches.answers = self.make.answers(self.batches.views)
 
 
-def _load_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _load_array(path: Path, shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray | None:
     """A kept copy; None if it cannot be read, or is not one of these images."""
     try:
         found = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    return found if found.shape == shape and found.dtype == np.uint8 else None
+    return found if found.shape == shape and found.dtype == dtype else None
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

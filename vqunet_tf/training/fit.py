@@ -229,6 +229,24 @@ class _Stages:
             head = self._train_encoder(wanted.name, purifier, batches)
         if training.freeze_encoder:
             freeze(purifier)
+        if purifier.gated and training.gate_epochs:
+            self._train_gate(wanted.name, purifier, batches, make)
+        if training.epochs:
+            self._train_whole(wanted.name, purifier, batches, head, prepare)
+        if purifier.gated and training.gate_false_alarms and not training.gate_epochs:
+            gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
+        _save(_in_float32(build, purifier), wanted.path)
+
+    def _train_whole(
+        self,
+        name: str,
+        purifier: VQUNet,
+        batches: Any,
+        head: keras.layers.Dense | None,
+        prepare: list[keras.callbacks.Callback],
+    ) -> None:
+        """Trains all of a purifier that is not frozen, through the classifier."""
+        training = self.config.training
         with devices.scope(training.strategy):
             classifier = self.run.load_classifier()
             classifier.trainable = False
@@ -239,7 +257,7 @@ class _Stages:
                 else GrayBoxObjective(purifier, self._guide(frozen), training, head)
             )
             stage = loop.Stage(
-                name=wanted.name,
+                name=name,
                 objective=objective,
                 trained=purifier,
                 batches=batches,
@@ -257,9 +275,29 @@ class _Stages:
                 boards = [tensorboard.PurifierBoard(self.run.tensorboard / stage.name, batches, purifier, grid)]
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
-        if purifier.gated and training.gate_false_alarms:
+
+    def _train_gate(self, name: str, purifier: VQUNet, whole: GrayBoxBatches, make: crafting.Crafting) -> None:
+        """Trains the gate of a purifier alone and sets how often it may be wrong; it stays as it is then."""
+        training = self.config.training
+        batches = gate.GateBatches(whole, make.nearest(whole.views))
+        with devices.scope(training.strategy):
+            objective = gate.GateObjective(purifier)
+        stage = loop.Stage(
+            name=name + checkpoints.GATE,
+            objective=objective,
+            trained=objective.learner,
+            batches=batches,
+            epochs=training.gate_epochs,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            warmup=training.warmup,
+        )
+        averages = self._averages(objective.learner, batches, training.gate_epochs)
+        boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
+        loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
+        if training.gate_false_alarms:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
-        _save(_in_float32(build, purifier), wanted.path)
+        objective.learner.trainable = False
 
     def _adopt(self, baseline: VQUNet) -> None:
         try:

@@ -1,14 +1,74 @@
-"""How often a gate may be wrong about images that nobody attacked: set after it has learned, on images it has not seen."""
+"""A gate that learns alone, before there is a decoder to please, and how often it may be wrong about images that nobody attacked."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import keras
 import numpy as np
 
 from vqunet_tf import pixels
 from vqunet_tf.models.vqunet import VQUNet
+from vqunet_tf.training.batches import Batches, GrayBoxBatches
+from vqunet_tf.training.objectives import Objective, binary_cross_entropy
 
 _BATCH = 250
+_KINDS = (8, 3, 3, 2)  # of 16 images: clean, adversarial, nearest adversaries, noisy
+_LEAST = 0.8 / 255.0  # perturbations below it are lost when pixels are rounded to bytes
+
+
+class GateObjective(Objective):
+    """Cross-entropy of a gated purifier's gate; neither encoder, decoder nor classifier is computed.
+
+    Attributes:
+        learner: images -> the gate's logits; what learns.
+    """
+
+    def __init__(self, purifier: VQUNet):
+        super().__init__({"gate": 1.0})
+        self.learner = keras.Model(purifier.graph.inputs, purifier.graph.output["gate"])
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
+        return self.learner(inputs["seen"], training=training)
+
+    def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
+        del y
+        return {"gate": binary_cross_entropy(outputs, x["attacked"])}
+
+
+class GateBatches(Batches):
+    """{"seen": float32 [B, H, W, C] in [0, 1], "attacked": float32 [B]}: half clean images, half tampered with.
+
+    Of those, three in eight are training adversaries drawn back towards their images by a random factor (the radius is log-uniform between
+    0.8 grey levels and what it was), three in eight the nearest adversaries, half of them rounded to bytes, and a quarter noisy.
+
+    Args:
+        shown: what the purifier is shown.
+        nearest: of the first view of every image, float16 [N, H, W, C] (`adversaries.nearest`).
+    """
+
+    def __init__(self, shown: GrayBoxBatches, nearest: np.ndarray):
+        super().__init__(shown.size, shown.batch_size, shown.seed)
+        self.shown, self.nearest = shown, nearest
+
+    def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
+        shown = self.shown
+        kind = rng.choice(4, size=len(chosen), p=np.array(_KINDS) / sum(_KINDS))
+        copies = np.where(kind == 2, 0, rng.integers(len(shown.adversarial), size=len(chosen)))
+        clean = shown.views(copies, chosen)
+        seen = clean.astype(np.float32) / np.float32(255.0)
+        attacked, near, noisy = (np.flatnonzero(kind == k) for k in (1, 2, 3))
+        change = (
+            shown.adversarial[copies[attacked], chosen[attacked]].astype(np.float32) / np.float32(255.0)
+            - seen[attacked]
+        )
+        radius = np.maximum(np.abs(change).max(axis=(1, 2, 3), keepdims=True), _LEAST)
+        seen[attacked] += change * (_LEAST / radius) ** rng.random(radius.shape, dtype=np.float32)
+        found = self.nearest[chosen[near]].astype(np.float32)
+        rounded = rng.random((len(near), 1, 1, 1)) < 0.5
+        seen[near] = np.where(rounded, np.rint(found * 255.0) / np.float32(255.0), found)
+        seen[noisy] = shown.with_noise(clean[noisy], rng).astype(np.float32) / np.float32(255.0)
+        return {"seen": seen, "attacked": (kind > 0).astype(np.float32)}
 
 
 def calibrate(purifier: VQUNet, images: np.ndarray, false_alarms: float) -> None:

@@ -51,6 +51,11 @@ def refuse_impossible(config: Config) -> None:
                 f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
             )
     _refuse_encoder(config)
+    if not training.epochs and not (training.gate_epochs and training.start and config.purifier.gated):
+        raise UserError(
+            "configuration training.epochs: expected at least 1 where no gate alone goes on from a purifier, got 0: set it, or "
+            "training.gate_epochs with training.start and purifier.gated"
+        )
     if config.purifier.gated:
         _refuse_gate(training)
     try:
@@ -145,13 +150,12 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
     wanted = VQUNet(**expected)
     asked, there = wanted.get_config(), purifier.get_config()
     for name in expected:
-        if name not in ("commitment_cost", "decay", *_CODES) and asked[name] != there[name]:
+        if name not in ("commitment_cost", "decay", "pixel_share", "tones", *_CODES) and asked[name] != there[name]:
             raise UserError(
                 f"training.start {path}: its {name} is {there[name]!r}, the configuration has {asked[name]!r}: "
                 f"give --set=purifier.{name}={json.dumps(there[name], separators=(',', ':'))}"
             )
-    if all(asked[name] == there[name] for name in _CODES):
-        return purifier
+    same = all(asked[name] == there[name] for name in _CODES)
     numbers, known = (
         tuple(dim * groups for dim, groups in zip(config["embedding_dim"], config["groups"], strict=True))
         for config in (asked, there)
@@ -162,7 +166,7 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
             f"the configuration has {numbers}: give --set=purifier.embedding_dim=... and purifier.groups=... with the same products"
         )
     layers = {layer.name: layer for layer in purifier.graph.layers}
-    for layer in wanted.graph.layers:
-        if not isinstance(layer, VectorQuantizer):
+    for layer in wanted.graph.layers:  # one by one: how many of the pixels are shared moves the order of the weights
+        if layer.weights and (same or not isinstance(layer, VectorQuantizer)):
             layer.set_weights(layers[layer.name].get_weights())
     return wanted

@@ -81,7 +81,8 @@ class GrayBoxObjective(Objective):
                                                                                arXiv 1712.02976)
       + head_weight     * CE(h(x'), y)                                         of a linear head on the bottleneck (deep
                                                                                supervision, Lee et al. 2015, arXiv 1409.5185)
-      + gate_weight     * CE(gate(x'), attacked)                               of a gated purifier's gate
+      + gate_weight     * CE(gate(x'), attacked)                               of a gated purifier's gate, unless it learned
+                                                                               alone (`gate_epochs`)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
     Where the batches have a "start" and an "epsilon" (`training.loop_epsilon`), x' is first moved up to epsilon further, to where
@@ -106,7 +107,7 @@ class GrayBoxObjective(Objective):
                 "guidance": config.guidance_weight,
                 "feature": config.feature_weight,
                 **({"head": config.head_weight} if config.head_weight else {}),
-                **({"gate": config.gate_weight} if purifier.gated else {}),
+                **({"gate": config.gate_weight} if purifier.gated and not config.gate_epochs else {}),
                 "codebook": config.codebook_weight,
             }
         )
@@ -126,7 +127,7 @@ class GrayBoxObjective(Objective):
         found = self.guide(result["images"], training=False)
         if self.head is not None:
             found = {**found, "head": glance(self.head, result["bottleneck"])}
-        if self.purifier.gated:
+        if "gate" in self.weights_of:
             found = {**found, "gate": result["gate"]}
         return {"images": result["images"], "codebook": result["loss"], **found}
 
@@ -152,7 +153,7 @@ class GrayBoxObjective(Objective):
             "feature": relative_error(wanted["features"], outputs["features"]),
             "codebook": outputs["codebook"],
             **({"head": cross_entropy(outputs["head"], x["label"])} if self.head is not None else {}),
-            **({"gate": binary_cross_entropy(outputs["gate"], x["attacked"])} if self.purifier.gated else {}),
+            **({"gate": binary_cross_entropy(outputs["gate"], x["attacked"])} if "gate" in self.weights_of else {}),
         }
 
     def weights_for(self, x: Any) -> dict[str, Any]:
