@@ -4,13 +4,19 @@ import keras
 import numpy as np
 import pytest
 from test_gate import SIZES, pair
+from test_runs import losses_of, save_linear, silent, tiny
 
-from vqunet_tf import VQUNet, pixels
+from vqunet_tf import VQUNet, backend, pixels
+from vqunet_tf.config import AttackConfig, PurifierConfig, TrainingConfig
 from vqunet_tf.evaluation.victims import Chain
-from vqunet_tf.models import blocks
+from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.models.operations import multiply_accumulates
-from vqunet_tf.recipes import ABLATIONS, PurifierConfig, ablation
-from vqunet_tf.training import given
+from vqunet_tf.recipes import ABLATIONS, ablation
+from vqunet_tf.runs import RunFolder
+from vqunet_tf.training import fit, given
+from vqunet_tf.training.augment import Views
+from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
+from vqunet_tf.training.objectives import GrayBoxObjective
 
 
 @pytest.fixture
@@ -31,7 +37,9 @@ def with_share(drawn, share, tones=64):
 def test_an_open_gate_gives_a_share_of_the_image_in_so_many_tones(share, tones, images):
     drawn, _ = pair(-60.0)
     unit = images.astype("float64") / 255
-    toned = np.floor(unit * (tones - 1) + 0.5) / (tones - 1)  # no tie: 255 (tones - 1) is never odd times 1/2
+    toned = np.floor(unit * (tones - 1) + 0.5) / (
+        tones - 1
+    )  # there are no ties: 2 (tones - 1) v = 255 (2 k + 1) is even = odd
     expected = share * toned + (1 - share) * drawn.purify(images)
     np.testing.assert_allclose(with_share(drawn, share, tones).purify(images), expected, atol=1e-6)
 
@@ -63,8 +71,6 @@ def test_tones_are_few_and_stay_what_they_are():
 
 
 def test_their_gradient_passes_straight_through():
-    from vqunet_tf import backend
-
     layer = blocks.Tones(4)
     x = keras.ops.convert_to_tensor(np.array([0.1, 0.4, 0.9], "float32"))
     slope = backend.input_gradient(lambda x: 3.0 * layer(x))(x)
@@ -132,3 +138,77 @@ class TestVictims:
         x = keras.ops.convert_to_tensor(pixels.to_unit(images))
         np.testing.assert_allclose(chain.through("open_gate")(x), opened(x), atol=1e-5)
         assert np.abs(np.asarray(chain(x)) - np.asarray(opened(x))).max() > 1e-3
+
+
+class TestTraining:
+    def batches(self, images, **changes):
+        training = TrainingConfig(batch_size=12, clean=1, noisy=1, adversarial=1, nearest=1, **changes)
+        crafted = np.stack([255 - images, 255 - images])
+        nearest = (images / 255 + 0.001).astype("float16")
+        views = Views(images, 2, 0, False, 0)
+        return GrayBoxBatches(views, crafted, training, AttackConfig(), nearest=nearest, mixed=True)
+
+    def test_a_batch_says_whose_gate_is_open(self, images):
+        kinds = {}
+        batches = self.batches(images)
+        for epoch in range(20):
+            batches.start(epoch)
+            batch = batches[0]
+            clean = batch["clean"].astype("float32") / 255
+            assert batch["seen"].dtype == np.float32 and batch["share"].shape == (12, 1, 1, 1)
+            for seen, wanted, attacked, held in zip(
+                batch["seen"], clean, batch["attacked"], batch["held"], strict=True
+            ):
+                if np.allclose(seen, wanted, atol=1e-7):
+                    kind = "clean"
+                elif np.allclose(seen - wanted, 0.001, atol=4e-4):
+                    kind = "nearest"
+                else:
+                    kind = "adversarial" if np.allclose(seen, 1 - wanted, atol=1e-6) else "noisy"
+                kinds.setdefault(kind, set()).add((float(attacked), float(held)))
+        assert kinds.pop("clean") - {(0, -1)} == {(0, 0), (0, 1)}  # noise may be less than half a grey level
+        assert kinds == {"nearest": {(1, 0), (1, 1)}, "adversarial": {(1, -1)}, "noisy": {(0, -1)}}
+
+    def test_an_encoder_is_shown_them_as_bytes(self, images):
+        shown = EncoderBatches(self.batches(images), TrainingConfig(batch_size=12))
+        shown.shown.labels = np.zeros(12, int)
+        whole = shown.shown[0]["seen"]
+        found = shown[0]["seen"]
+        assert found.dtype == np.uint8 and whole.dtype == np.float32
+        np.testing.assert_array_equal(found, np.rint(255 * whole).astype("uint8"))
+
+    def test_what_is_learned_from_has_its_own_share_and_open_gates(self, images):
+        """P(x') = drawn + share (toned - drawn) where the gate is held open, drawn from the bottleneck alone where it is closed."""
+        guide = classifiers.with_features(classifiers.build("residual", (8, 8, 1), 4, (4, 8), 1), (8, 8, 1))
+        model = VQUNet(gated=True, pixel_share=0.5, quantize=False, **SIZES)
+        bias = model.graph.get_layer("gate_logit").bias
+        bias.assign([60.0])
+        objective = GrayBoxObjective(model, guide, TrainingConfig(gate_epochs=1))
+        unit = images[:3].astype("float32") / 255
+        share = np.array([0.0, 0.4, 0.9], "float32").reshape(3, 1, 1, 1)
+        inputs = {"seen": unit, "clean": images[:3], "share": share, "held": np.array([1, 1, -1], "float32")}
+        found = objective(inputs, training=True)
+        plain = objective(inputs, training=False)
+        closed = model.purify(images[:3])
+        np.testing.assert_allclose(plain["logits"], guide(closed)["logits"], atol=1e-3)
+        bias.assign([-60.0])
+        opened = np.asarray(model.graph(unit)["drawn"])
+        drawn = np.concatenate([opened[:2], closed[2:]])
+        toned = np.rint(unit * 63) / 63
+        mixed = drawn + share * np.array([1, 1, 0], "float32").reshape(3, 1, 1, 1) * (toned - drawn)
+        np.testing.assert_allclose(found["images"], drawn, atol=1e-4)
+        np.testing.assert_allclose(found["logits"], guide(mixed)["logits"], atol=1e-3)
+        inputs["held"] = np.array([-1, 0, 1], "float32")  # all would be open
+        found = objective(inputs, training=True)["images"]
+        np.testing.assert_allclose(found, np.stack([opened[0], closed[1], opened[2]]), atol=1e-4)
+        assert "gate" not in objective.weights_of
+
+
+def test_a_run_learns_with_shares_and_nearest_adversaries(tmp_path):
+    save_linear(tmp_path / "mine.keras")
+    changes = {"classifier.path": str(tmp_path / "mine.keras"), "purifier.gated": True, "purifier.pixel_share": 0.7}
+    changes |= {"training.nearest": 1.0, "training.gate_epochs": 1, "training.selection": "last"}
+    run = RunFolder(tmp_path / "run")
+    fit.train(tiny(**changes), run, say=silent, baselines=["dae"])
+    assert run.load_purifier().pixel_share == 0.7 and not run.load_baseline("dae").pixel_share
+    assert {stage for stage, _, _ in losses_of(run)} == {"purifier_gate", "purifier", "dae"}

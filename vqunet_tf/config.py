@@ -138,8 +138,8 @@ class TrainingConfig:
 
     objective: `gray_box` or `adaptive` (see `training/objectives.py`).
     max_shift, flip: augmentation of the purifier's images, in pixels and as a yes or no.
-    clean, noisy, adversarial: relative shares of the inputs that are left alone, given random
-        noise, or replaced by an adversarial image (gray_box).
+    clean, noisy, adversarial, nearest: relative shares of the inputs that are left alone, given random
+        noise, or replaced by an adversarial image, or by the nearest one in l2 (gray_box).
     muon: the purifier's inner convolutions take Muon's step, at this multiple of the learning rate; 0 is AdamW for all.
     pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
     final_pixel_weight, pixel_fade: what the first of them has become, by equal factors a step, after that share of all
@@ -193,6 +193,7 @@ class TrainingConfig:
     clean: float = 1.0
     noisy: float = 0.5
     adversarial: float = 2.5
+    nearest: float = 0.0
     pixel_weight: float = 1.0
     final_pixel_weight: float | None = None
     pixel_fade: float = 0.5
@@ -234,7 +235,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")
-        _at_least(self, 0, "clean", "noisy", "adversarial", "learning_rate", "weight_decay", "warmup", "muon")
+        _at_least(
+            self, 0, "clean", "noisy", "adversarial", "nearest", "learning_rate", "weight_decay", "warmup", "muon"
+        )
         _seed(self)
         _at_least(
             self, 0, "pixel_weight", "guidance_weight", "feature_weight", "codebook_weight", "trades", "head_weight"

@@ -47,7 +47,7 @@ def up(x: Any, width: int, name: str) -> Any:
 GATES = ("open", "soft")
 
 # What gates do for now, if not what they learned. Not an attribute of the layer: replicas are traced in threads that take turns.
-_GATES: contextvars.ContextVar[str | None] = contextvars.ContextVar("gates", default=None)
+_GATES: contextvars.ContextVar[Any] = contextvars.ContextVar("gates", default=None)
 _SOFTNESS = 10.0
 
 
@@ -80,6 +80,19 @@ def gates(how: str) -> Iterator[None]:
         _GATES.reset(token)
 
 
+@contextlib.contextmanager
+def held(how: Any) -> Iterator[None]:
+    """Has the gates of a batch's images be as `how` [B] says within the block: 1 open, 0 closed, -1 what they learned.
+
+    In this thread only.
+    """
+    token = _GATES.set(how)
+    try:
+        yield
+    finally:
+        _GATES.reset(token)
+
+
 @keras.saving.register_keras_serializable("vqunet_tf")
 class Passage(layers.Layer):
     """Whether an image keeps its skip connections: 1 where its logit is at most 0, else 0.
@@ -90,10 +103,13 @@ class Passage(layers.Layer):
 
     def call(self, logits: Any) -> Any:
         how = _GATES.get()
-        if how == "open":
-            return ops.ones_like(logits)
         passed = ops.cast(logits <= 0, logits.dtype)
-        return straight_through(ops.sigmoid(-logits / _SOFTNESS), passed) if how == "soft" else passed
+        if how is None:
+            return passed
+        if not isinstance(how, str):
+            how = ops.reshape(ops.cast(how, logits.dtype), (-1, 1, 1, 1))
+            return ops.where(how < 0, passed, how)
+        return ops.ones_like(logits) if how == "open" else straight_through(ops.sigmoid(-logits / _SOFTNESS), passed)
 
     def compute_output_spec(self, logits: Any) -> Any:
         return keras.KerasTensor(logits.shape, dtype=logits.dtype)

@@ -55,7 +55,8 @@ class VQUNet(keras.Model):
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
             int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level),
             `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
-            (logits [B]: above 0 the skip connections are closed).
+            (logits [B]: above 0 the skip connections are closed). With a `pixel_share` also `drawn`, what the decoder drew, and
+            `pixels`, what is added to that with all of the share: `images` is `drawn` + `pixel_share` `pixels`.
     """
 
     def __init__(
@@ -172,9 +173,9 @@ class VQUNet(keras.Model):
         h = parts.DepthToSpace(stem, name="shuffle")(h) if stem > 1 else h
         purified = parts.CropLike(name="crop")(layers.Activation("sigmoid", dtype="float32", name="unit")(h), images)
         if pixel_share:
-            purified = purified + pixel_share * passed * (
-                parts.Tones(tones, dtype="float32", name="tones")(images) - purified
-            )
+            toned = parts.Tones(tones, dtype="float32", name="tones")(images)
+            outputs["drawn"], outputs["pixels"] = purified, passed * (toned - purified)
+            purified = purified + pixel_share * outputs["pixels"]
         outputs["images"] = purified
         outputs["loss"] = ops.sum(ops.stack(losses)) if losses else 0.0 * ops.sum(purified)
         self.graph = keras.Model(images, outputs, name="graph")

@@ -67,15 +67,21 @@ class ClassifierBatches(Batches):
 class GrayBoxBatches(Batches):
     """What the purifier is shown, "seen" uint8 [B, H, W, C]; what it should give, "clean" uint8 [B, H, W, C]; "attacked" float32 [B].
 
-    An image is seen clean, noisy or adversarial, in the shares of the configuration. Noise is Gaussian, uniform or of
+    An image is seen clean, noisy, adversarial or as its nearest adversary (of its first view; "seen" is float32 in [0, 1] then), in the
+    shares of the configuration. Noise is Gaussian, uniform or of
     random sign, its size drawn up to the attack's radius. "attacked" is 1 for an adversarial one. Where the weight of the
     pixels fades, "pixel_weight" float32 [B] is what it is at this step; where there are labels, "label" int32 [B]. With
     `training.loop_epsilon` an attack in the loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius,
-    loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball.
+    loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball. Where the purifier is to
+    learn to be mixed with pixels, "share" float32 [B, 1, 1, 1] is how much of them is mixed in, uniform in [0, 1), and "held" float32 [B]
+    whose gate is held open (1) or closed (0): of clean images and nearest adversaries, those that a gate may get wrong, two in three are open;
+    -1 for all others.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
         labels: [N], for a head.
+        nearest: adversaries of the first view, float16 [N, H, W, C].
+        mixed: whether "held" and "share" are given.
         answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 
@@ -88,11 +94,14 @@ class GrayBoxBatches(Batches):
         replicas: int = 1,
         answers: dict[str, np.ndarray] | None = None,
         labels: np.ndarray | None = None,
+        nearest: np.ndarray | None = None,
+        mixed: bool = False,
     ):
         super().__init__(adversarial.shape[1], training.batch_size, training.seed, replicas)
         self.views, self.adversarial, self.answers = views, adversarial, answers
         self.labels = labels
-        shares = np.array([training.clean, training.noisy, training.adversarial])
+        self.nearest, self.mixed = nearest, mixed
+        shares = np.array([training.clean, training.noisy, training.adversarial, training.nearest])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
         self.further = training.loop_epsilon
@@ -110,15 +119,23 @@ class GrayBoxBatches(Batches):
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         copies = rng.integers(len(self.adversarial), size=len(chosen))
+        kind = rng.choice(4, size=len(chosen), p=self.shares)
+        copies[kind == 3] = 0
         clean = self.views(copies, chosen)
-        kind = rng.choice(3, size=len(chosen), p=self.shares)
-        seen = clean.copy()
+        seen: np.ndarray = clean.copy()
         noisy = np.flatnonzero(kind == 1)
         seen[noisy] = self.with_noise(clean[noisy], rng)
         attacked = np.flatnonzero(kind == 2)
         seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
         said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
-        said["attacked"] = (kind == 2).astype(np.float32)
+        said["attacked"] = (kind >= 2).astype(np.float32)
+        if self.nearest is not None:
+            seen = seen.astype(np.float32) / np.float32(255.0)
+            seen[kind == 3] = self.nearest[chosen[kind == 3]]
+        if self.mixed:
+            opened = (rng.random(len(chosen)) < 2 / 3).astype(np.float32)
+            said["held"] = np.where((kind == 0) | (kind == 3), opened, np.float32(-1))
+            said["share"] = rng.random((len(chosen), 1, 1, 1), dtype=np.float32)
         if self.labels is not None:
             said["label"] = self.labels[chosen].astype(np.int32)
         if self.further:
@@ -154,7 +171,8 @@ class EncoderBatches(Batches):
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         found = self.shown.batch(chosen, rng)
-        augment = Augment(found["seen"], self.max_shift, self.flip)
+        bytes_ = found["seen"] if self.shown.nearest is None else np.rint(255.0 * found["seen"]).astype(np.uint8)
+        augment = Augment(bytes_, self.max_shift, self.flip)
         seen = augment(np.arange(len(chosen)), augment.draw(rng, len(chosen)))
         return {"seen": self.cutout(seen, rng), **{name: found[name] for name in self.wanted}}
 

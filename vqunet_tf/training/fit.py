@@ -208,7 +208,11 @@ class _Stages:
                     f"{config.attack.copies} copies of {len(views.images)} images take more than a gibibyte, got "
                     f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower, for a new run"
                 )
-            batches = GrayBoxBatches(views, adversarial, training, config.attack, self.replicas, answers, labels)
+            nearest = make.nearest(views) if training.nearest else None
+            mixed = wanted.settings.pixel_share > 0
+            batches = GrayBoxBatches(
+                views, adversarial, training, config.attack, self.replicas, answers, labels, nearest, mixed
+            )
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)

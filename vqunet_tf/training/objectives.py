@@ -10,6 +10,7 @@ from keras import ops
 
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import TrainingConfig
+from vqunet_tf.models.blocks import held
 from vqunet_tf.models.vector_quantizer import passing
 from vqunet_tf.models.vqunet import VQUNet
 
@@ -85,6 +86,9 @@ class GrayBoxObjective(Objective):
                                                                                alone (`gate_epochs`)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
+    A purifier with a `pixel_share` learns with a random one for each image ("share"), so that what it draws does as a whole and as a
+    correction; the reconstruction is that of what it draws. Some gates are "held" open or closed meanwhile.
+
     Where the batches have a "start" and an "epsilon" (`training.loop_epsilon`), x' is first moved up to epsilon further, to where
     f(P(x')) is least sure of what f says about x: a few projected gradient steps (Madry et al. 2018, arXiv 1706.06083) on the chain
     as it stands. What was crafted against f alone tells how f can be fooled; this tells what P still lets through.
@@ -123,13 +127,18 @@ class GrayBoxObjective(Objective):
         seen = pixels.to_unit(inputs["seen"])
         if training and "epsilon" in inputs:
             seen = ops.stop_gradient(self.attack(seen, inputs))
-        result = self.purifier.graph(seen, training=training)
+        if training and "share" in inputs:
+            with held(inputs["held"]):
+                result = self.purifier.graph(seen, training=True)
+            result = {**result, "images": result["drawn"] + inputs["share"] * result["pixels"]}
+        else:
+            result = self.purifier.graph(seen, training=training)
         found = self.guide(result["images"], training=False)
         if self.head is not None:
             found = {**found, "head": glance(self.head, result["bottleneck"])}
         if "gate" in self.weights_of:
             found = {**found, "gate": result["gate"]}
-        return {"images": result["images"], "codebook": result["loss"], **found}
+        return {"images": result.get("drawn", result["images"]), "codebook": result["loss"], **found}
 
     def attack(self, seen: Any, inputs: dict[str, Any]) -> Any:
         """Images [B, H, W, C] within epsilon of those seen and [0, 1], against what the classifier says about the clean ones."""
