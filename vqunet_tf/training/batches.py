@@ -72,10 +72,11 @@ class GrayBoxBatches(Batches):
     random sign, its size drawn up to the attack's radius. "attacked" is 1 for an adversarial one. Where the weight of the
     pixels fades, "pixel_weight" float32 [B] is what it is at this step; where there are labels, "label" int32 [B]. With
     `training.loop_epsilon` an attack in the loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius,
-    loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball. Where the purifier is to
-    learn to be mixed with pixels, "share" float32 [B, 1, 1, 1] is how much of them is mixed in, uniform in [0, 1), and "held" float32 [B]
-    whose gate is held open (1) or closed (0): of clean images and nearest adversaries, those that a gate may get wrong, two in three are open;
-    -1 for all others.
+    loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball.
+
+    Where the purifier is to learn to be mixed with pixels, "share" float32 [B, 1, 1, 1] is how much of them is mixed in, uniform in
+    [0, 1), and "held" float32 [B] whose gate is held open (1) or closed (0): those of clean images and nearest adversaries, which a gate
+    may get wrong, two in three open; -1 for all others.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
