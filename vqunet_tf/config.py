@@ -138,10 +138,8 @@ class TrainingConfig:
 
     objective: `gray_box` or `adaptive` (see `training/objectives.py`).
     max_shift, flip: augmentation of the purifier's images, in pixels and as a yes or no.
-    clean, noisy, adversarial, nearest, cutmix: relative shares of the inputs that are left alone, given random
-        noise, replaced by an adversarial image or by the nearest one in l2, or given a box of another image, that where pixels are shared
-        (gray_box).
-    trust: share of the bottleneck's answer, not the pixels', in what images are to look like while their gate is open (gray_box).
+    clean, noisy, adversarial, nearest: relative shares of the inputs that are left alone, given random
+        noise, or replaced by an adversarial image, or by the nearest one in l2 (gray_box).
     muon: the purifier's inner convolutions take Muon's step, at this multiple of the learning rate; 0 is AdamW for all.
     pixel_weight, guidance_weight, feature_weight, codebook_weight: weights of the parts of the loss.
     final_pixel_weight, pixel_fade: what the first of them has become, by equal factors a step, after that share of all
@@ -196,8 +194,6 @@ class TrainingConfig:
     noisy: float = 0.5
     adversarial: float = 2.5
     nearest: float = 0.0
-    cutmix: float = 0.0
-    trust: float = 0.5
     pixel_weight: float = 1.0
     final_pixel_weight: float | None = None
     pixel_fade: float = 0.5
@@ -240,18 +236,7 @@ class TrainingConfig:
         _at_least(self, 1, "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")
         _at_least(
-            self,
-            0,
-            "clean",
-            "noisy",
-            "adversarial",
-            "nearest",
-            "cutmix",
-            "trust",
-            "learning_rate",
-            "weight_decay",
-            "warmup",
-            "muon",
+            self, 0, "clean", "noisy", "adversarial", "nearest", "learning_rate", "weight_decay", "warmup", "muon"
         )
         _seed(self)
         _at_least(
@@ -297,8 +282,6 @@ class TrainingConfig:
             raise UserError(
                 f"configuration training.encoder_guidance: expected a share from 0 to 1, got {self.encoder_guidance:g}"
             )
-        if not self.trust <= 1.0:
-            raise UserError(f"configuration training.trust: expected a share from 0 to 1, got {self.trust:g}")
         if not self.gate_false_alarms < 1.0:
             raise UserError(
                 f"configuration training.gate_false_alarms: expected a share below 1, got {self.gate_false_alarms:g}"

@@ -180,7 +180,6 @@ _ADAPTIVE: dict[str, Any] = {
     "training.freeze_encoder": False,
     "training.gate_epochs": 0,
     "training.nearest": 0.0,
-    "training.cutmix": 0.0,
     "training.learning_rate": 1e-3,
     "training.guidance_weight": 1.0,
     "training.pixel_weight": 1.0,

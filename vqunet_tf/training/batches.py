@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import keras
@@ -75,16 +74,15 @@ class GrayBoxBatches(Batches):
     `training.loop_epsilon` an attack in the loop goes on from there: "epsilon" float32 [B, 1, 1, 1] is its radius,
     loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball.
 
-    For a purifier that shares pixels, "held" float32 [B] says whose gate is held open (1) or closed (0): clean images and nearest
-    adversaries, which a gate may get wrong, are held open four times in five and else closed; -1 for all others. Some are images with a
-    box of another one's (CutMix, Yun et al. 2019, arXiv 1905.04899), held open: "clean" is that mixture, too, and "label" that of the
-    larger part.
+    Where the purifier is to learn to be mixed with pixels, "share" float32 [B, 1, 1, 1] is how much of them is mixed in, uniform in
+    [0, 1), and "held" float32 [B] whose gate is held open (1) or closed (0): those of clean images and nearest adversaries, which a gate
+    may get wrong, two in three open; -1 for all others.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
         labels: [N], for a head.
         nearest: adversaries of the first view, float16 [N, H, W, C].
-        shares_pixels: whether "held" is given.
+        mixed: whether "held" and "share" are given.
         answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 
@@ -98,16 +96,13 @@ class GrayBoxBatches(Batches):
         answers: dict[str, np.ndarray] | None = None,
         labels: np.ndarray | None = None,
         nearest: np.ndarray | None = None,
-        shares_pixels: bool = False,
+        mixed: bool = False,
     ):
         super().__init__(adversarial.shape[1], training.batch_size, training.seed, replicas)
         self.views, self.adversarial, self.answers = views, adversarial, answers
         self.labels = labels
-        self.nearest, self.shares_pixels = nearest, shares_pixels
-        cutmix = (
-            training.cutmix if shares_pixels else 0.0
-        )  # what the classifier says about these is not known beforehand
-        shares = np.array([training.clean, training.noisy, training.adversarial, training.nearest, cutmix])
+        self.nearest, self.mixed = nearest, mixed
+        shares = np.array([training.clean, training.noisy, training.adversarial, training.nearest])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power
         self.further = training.loop_epsilon
@@ -125,30 +120,25 @@ class GrayBoxBatches(Batches):
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         copies = rng.integers(len(self.adversarial), size=len(chosen))
-        kind = rng.choice(5, size=len(chosen), p=self.shares)
+        kind = rng.choice(4, size=len(chosen), p=self.shares)
         copies[kind == 3] = 0
         clean = self.views(copies, chosen)
-        labels = None if self.labels is None else self.labels[chosen].astype(np.int32)
-        for i in np.flatnonzero(kind == 4):
-            other = int(rng.integers(self.size))
-            larger = _paste(clean[i], self.views(copies[i : i + 1], np.array([other]))[0], rng)
-            if larger and labels is not None and self.labels is not None:
-                labels[i] = self.labels[other]
         seen: np.ndarray = clean.copy()
         noisy = np.flatnonzero(kind == 1)
         seen[noisy] = self.with_noise(clean[noisy], rng)
         attacked = np.flatnonzero(kind == 2)
         seen[attacked] = self.adversarial[copies[attacked], chosen[attacked]]
         said = {name: values[copies, chosen] for name, values in (self.answers or {}).items()}
-        said["attacked"] = ((kind == 2) | (kind == 3)).astype(np.float32)
+        said["attacked"] = (kind >= 2).astype(np.float32)
         if self.nearest is not None:
             seen = seen.astype(np.float32) / np.float32(255.0)
             seen[kind == 3] = self.nearest[chosen[kind == 3]]
-        if self.shares_pixels:
-            opened = (rng.random(len(chosen)) < 0.8).astype(np.float32)
-            said["held"] = np.select([kind == 4, (kind == 0) | (kind == 3)], [np.float32(1), opened], np.float32(-1))
-        if labels is not None:
-            said["label"] = labels
+        if self.mixed:
+            opened = (rng.random(len(chosen)) < 2 / 3).astype(np.float32)
+            said["held"] = np.where((kind == 0) | (kind == 3), opened, np.float32(-1))
+            said["share"] = rng.random((len(chosen), 1, 1, 1), dtype=np.float32)
+        if self.labels is not None:
+            said["label"] = self.labels[chosen].astype(np.int32)
         if self.further:
             radius = np.float32(self.further) * np.sqrt(rng.random((len(chosen), 1, 1, 1), dtype=np.float32))
             start = radius * (2.0 * rng.random(clean.shape, dtype=np.float32) - 1.0)
@@ -164,16 +154,6 @@ class GrayBoxBatches(Batches):
         return np.clip(np.rint(images + radius * noise), 0, 255).astype(np.uint8)
 
 
-def _paste(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> bool:
-    """Puts a box of another image at its place in this one; whether it is more than half of it."""
-    height, width = image.shape[:2]
-    sides = np.rint(np.sqrt(rng.random(2)) * (height, width)).astype(int)
-    top, left = rng.integers(0, height - sides[0] + 1), rng.integers(0, width - sides[1] + 1)
-    place = np.s_[top : top + sides[0], left : left + sides[1]]
-    image[place] = other[place]
-    return bool(2 * sides.prod() > height * width)
-
-
 class EncoderBatches(Batches):
     """{"seen": uint8 [B, H, W, C], "label": int32 [B]}: what the purifier is shown, shifted, flipped and cut out once more, anew each time.
 
@@ -186,8 +166,7 @@ class EncoderBatches(Batches):
 
     def __init__(self, shown: GrayBoxBatches, training: TrainingConfig):
         super().__init__(shown.size, shown.batch_size, training.seed)
-        self.shown, self.max_shift, self.flip = copy.copy(shown), training.max_shift, training.flip
-        self.shown.shares = shown.shares * (1, 1, 1, 1, 0) / shown.shares[:4].sum()  # a mixture has no one answer
+        self.shown, self.max_shift, self.flip = shown, training.max_shift, training.flip
         self.cutout = Cutout(shown.views.images, training.cutout)
         self.wanted = ("label", "logits") if training.encoder_guidance else ("label",)
 

@@ -209,9 +209,9 @@ class _Stages:
                     f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower, for a new run"
                 )
             nearest = make.nearest(views) if training.nearest else None
-            shares_pixels = wanted.settings.pixel_share > 0
+            mixed = wanted.settings.pixel_share > 0
             batches = GrayBoxBatches(
-                views, adversarial, training, config.attack, self.replicas, answers, labels, nearest, shares_pixels
+                views, adversarial, training, config.attack, self.replicas, answers, labels, nearest, mixed
             )
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))

@@ -86,10 +86,8 @@ class GrayBoxObjective(Objective):
                                                                                alone (`gate_epochs`)
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
-    Where the batches say whose gate is "held" open, f(P(x')) is to be as sure as pixels and bottleneck are together there: the
-    logits asked for are (1 - trust) log softmax f(x') + trust log softmax f(P(x') drawn from the bottleneck alone), x' in few tones, and
-    no features. On images that both networks learned from, labels and clean answers would only teach to believe the bottleneck.
-    The reconstruction is that of what is drawn, before pixels are shared.
+    A purifier with a `pixel_share` learns with a random one for each image ("share"), so that what it draws does as a whole and as a
+    correction; the reconstruction is that of what it draws. Some gates are "held" open or closed meanwhile.
 
     Where the batches have a "start" and an "epsilon" (`training.loop_epsilon`), x' is first moved up to epsilon further, to where
     f(P(x')) is least sure of what f says about x: a few projected gradient steps (Madry et al. 2018, arXiv 1706.06083) on the chain
@@ -121,7 +119,6 @@ class GrayBoxObjective(Objective):
         self.guide = guide
         self.guide.trainable = False
         self.attack_steps, self.step_size = config.attack_steps, config.attack_step_size
-        self.trust = config.trust
         self.head = None
         if config.head_weight:
             self.head = new_head(purifier, guide.output["logits"].shape[-1]) if head is None else head
@@ -130,13 +127,13 @@ class GrayBoxObjective(Objective):
         seen = pixels.to_unit(inputs["seen"])
         if training and "epsilon" in inputs:
             seen = ops.stop_gradient(self.attack(seen, inputs))
-        if training and "held" in inputs:
+        if training and "share" in inputs:
             with held(inputs["held"]):
                 result = self.purifier.graph(seen, training=True)
-            found = {**self.guide(result["images"], training=False), "both": self._both(seen, result)}
+            result = {**result, "images": result["drawn"] + inputs["share"] * result["pixels"]}
         else:
             result = self.purifier.graph(seen, training=training)
-            found = self.guide(result["images"], training=False)
+        found = self.guide(result["images"], training=False)
         if self.head is not None:
             found = {**found, "head": glance(self.head, result["bottleneck"])}
         if "gate" in self.weights_of:
@@ -152,16 +149,6 @@ class GrayBoxObjective(Objective):
         said = ops.argmax(self._wanted(inputs)["logits"], axis=-1)
         return climb(logits, seen, inputs["start"], inputs["epsilon"], said, self.attack_steps, self.step_size)
 
-    def _both(self, seen: Any, result: dict[str, Any]) -> Any:
-        """What the classifier says of the pixels and of what is drawn from the bottleneck alone, in one: logits [B, K]."""
-        with held(ops.zeros((ops.shape(seen)[0],))):
-            drawn = self.purifier.graph(seen, training=False)["images"]
-        said = [
-            ops.log_softmax(ops.cast(self.guide(images, training=False)["logits"], "float32"))
-            for images in (result["drawn"] + result["pixels"], drawn)
-        ]
-        return ops.stop_gradient((1.0 - self.trust) * said[0] + self.trust * said[1])
-
     def _wanted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the classifier says about the clean images: known beforehand, or asked now."""
         return inputs if "features" in inputs else self.guide(pixels.to_unit(inputs["clean"]), training=False)
@@ -169,12 +156,6 @@ class GrayBoxObjective(Objective):
     def losses_of(self, x: Any, y: Any, outputs: Any) -> dict[str, Any]:
         del y
         clean, wanted = pixels.to_unit(x["clean"]), self._wanted(x)
-        if "both" in outputs:
-            opened = ops.reshape(x["held"] == 1.0, (-1, 1))
-            wanted = {
-                "logits": ops.where(opened, outputs["both"], ops.cast(wanted["logits"], "float32")),
-                "features": ops.where(opened, ops.stop_gradient(outputs["features"]), wanted["features"]),
-            }
         return {
             "pixel": ops.mean(ops.abs(outputs["images"] - clean)),
             "guidance": divergence(wanted["logits"], outputs["logits"]),
