@@ -81,12 +81,9 @@ def gates(how: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(how: Any) -> Iterator[None]:
-    """Has the gates of a batch's images be as `how` [B] says within the block: 1 open, 0 closed, -1 what they learned.
-
-    In this thread only.
-    """
-    token = _GATES.set(how)
+def held_open(which: Any) -> Iterator[None]:
+    """Has gates stay open within the block for those images of a batch for which `which` [B] is 1, in this thread only."""
+    token = _GATES.set(which)
     try:
         yield
     finally:
@@ -107,8 +104,7 @@ class Passage(layers.Layer):
         if how is None:
             return passed
         if not isinstance(how, str):
-            how = ops.reshape(ops.cast(how, logits.dtype), (-1, 1, 1, 1))
-            return ops.where(how < 0, passed, how)
+            return ops.maximum(passed, ops.reshape(ops.cast(how, logits.dtype), (-1, 1, 1, 1)))
         return ops.ones_like(logits) if how == "open" else straight_through(ops.sigmoid(-logits / _SOFTNESS), passed)
 
     def compute_output_spec(self, logits: Any) -> Any:

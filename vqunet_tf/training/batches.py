@@ -75,14 +75,13 @@ class GrayBoxBatches(Batches):
     loop_epsilon sqrt(u) with u uniform, and "start" float32 [B, H, W, C] where it begins, uniform in that ball.
 
     Where the purifier is to learn to be mixed with pixels, "share" float32 [B, 1, 1, 1] is how much of them is mixed in, uniform in
-    [0, 1), and "held" float32 [B] whose gate is held open (1) or closed (0): those of clean images and nearest adversaries, which a gate
-    may get wrong, two in three open; -1 for all others.
+    [0, 1), and "open" float32 [B] is 1 for clean images and nearest adversaries, which a gate may let pass.
 
     Args:
         views: of the images. adversarial: of the same views, uint8 [copies, N, H, W, C].
         labels: [N], for a head.
         nearest: adversaries of the first view, float16 [N, H, W, C].
-        mixed: whether "held" and "share" are given.
+        mixed: whether "open" and "share" are given.
         answers: what the classifier says about those views, by name [copies, N, ...]; given along by that name [B, ...].
     """
 
@@ -134,8 +133,7 @@ class GrayBoxBatches(Batches):
             seen = seen.astype(np.float32) / np.float32(255.0)
             seen[kind == 3] = self.nearest[chosen[kind == 3]]
         if self.mixed:
-            opened = (rng.random(len(chosen)) < 2 / 3).astype(np.float32)
-            said["held"] = np.where((kind == 0) | (kind == 3), opened, np.float32(-1))
+            said["open"] = ((kind == 0) | (kind == 3)).astype(np.float32)
             said["share"] = rng.random((len(chosen), 1, 1, 1), dtype=np.float32)
         if self.labels is not None:
             said["label"] = self.labels[chosen].astype(np.int32)

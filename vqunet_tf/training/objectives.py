@@ -10,7 +10,7 @@ from keras import ops
 
 from vqunet_tf import backend, pixels
 from vqunet_tf.config import TrainingConfig
-from vqunet_tf.models.blocks import held
+from vqunet_tf.models.blocks import held_open
 from vqunet_tf.models.vector_quantizer import passing
 from vqunet_tf.models.vqunet import VQUNet
 
@@ -87,7 +87,7 @@ class GrayBoxObjective(Objective):
       + codebook_weight * sum over levels of the quantizer losses              (van den Oord et al. 2017, Eq. 3)
 
     A purifier with a `pixel_share` learns with a random one for each image ("share"), so that what it draws does as a whole and as a
-    correction; the reconstruction is that of what it draws. Some gates are "held" open or closed meanwhile.
+    correction; the reconstruction is that of what it draws. The gates of images that are "open" are held so.
 
     Where the batches have a "start" and an "epsilon" (`training.loop_epsilon`), x' is first moved up to epsilon further, to where
     f(P(x')) is least sure of what f says about x: a few projected gradient steps (Madry et al. 2018, arXiv 1706.06083) on the chain
@@ -128,7 +128,7 @@ class GrayBoxObjective(Objective):
         if training and "epsilon" in inputs:
             seen = ops.stop_gradient(self.attack(seen, inputs))
         if training and "share" in inputs:
-            with held(inputs["held"]):
+            with held_open(inputs["open"]):
                 result = self.purifier.graph(seen, training=True)
             result = {**result, "images": result["drawn"] + inputs["share"] * result["pixels"]}
         else:
