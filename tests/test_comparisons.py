@@ -131,6 +131,16 @@ def test_ahead_of_every_other_defence():
     assert behind == ("-14.0 points to `unet` at 0.1, the least of 1 differences", "no (within chance)")
 
 
+def test_ablations_come_from_another_report_on_the_same_classifier():
+    claim = Target("fashion_mnist", "fashion_mnist", "words", Ahead(("jpeg", "unet")), ABOVE, 0.0)
+    ours, theirs = report(GRAY_ROWS), report([row("unet", "worst", 0.8), row("jpeg", "worst", 0.99)])
+    expected = "+5.0 points to `unet` at 0.1, the least of 2 differences"  # of JPEG ours has a row
+    assert comparisons.judge(claim, [("fashion_mnist", ours), ("fashion_mnist_before", theirs)])[0] == expected
+    theirs["classifier"]["accuracy"] -= 0.001
+    unknown = comparisons.judge(claim, [("fashion_mnist", ours), ("fashion_mnist_before", theirs)])
+    assert unknown == ("not measured (no `unet`)", "–")
+
+
 def test_targets_of_a_classifier_find_its_report_wherever_it_lies():
     rows = [row("vqunet", "fgsm", 0.63, epsilon=0.3)]
     other = report(rows)

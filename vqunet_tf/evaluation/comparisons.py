@@ -13,6 +13,7 @@ from vqunet_tf.evaluation.published import PUBLISHED, Near
 from vqunet_tf.evaluation.rows import UNDEFENDED
 from vqunet_tf.evaluation.summary import MISSING, Row, budgets, cell, find, label, percent, radius, words
 from vqunet_tf.evaluation.targets import ABOVE, AT_LEAST, AT_MOST, BELOW, CLAIMS, TARGETS, Target
+from vqunet_tf.recipes import ABLATIONS
 
 Reports = Sequence[tuple[str, Report]]  # of presets, by their names
 
@@ -51,7 +52,7 @@ def judge(target: Target, reports: Reports) -> tuple[str, str]:
     report = _report(target, reports)
     if report is None:
         return UNMEASURED, MISSING
-    measured = target.figure.measure(report)
+    measured = target.figure.measure(_with_ablations(report, reports))
     answer = _answer(target, measured)
     if answer == "open" and measured.lacks:
         return f"{UNMEASURED} ({measured.lacks})", MISSING
@@ -89,6 +90,17 @@ def _report(target: Target, reports: Reports) -> Report | None:
         if is_classifier if target.classifier else name == target.preset:
             return report
     return None
+
+
+def _with_ablations(report: Report, reports: Reports) -> Report:
+    """The report, and of the ablations that it lacks the rows of another report on the same classifier, if there is one."""
+    known, classifier = {row["defense"] for row in report["rows"]}, report["classifier"]
+    for _, other in reports:
+        if (other["dataset"], other["classifier"]) == (report["dataset"], classifier):
+            rows = [row for row in other["rows"] if row["defense"] in ABLATIONS and row["defense"] not in known]
+            if rows:
+                return {**report, "rows": [*report["rows"], *rows]}
+    return report
 
 
 def _answer(target: Target, measured: Measured) -> str:
