@@ -54,6 +54,9 @@ SHAPES = {**purifier.SHAPES, "smoke": (16, 16, 1)}
 CLASSES = 10
 _LEFT_OUT = {
     "purifier.gated": False,
+    "purifier.pixel_share": 0.0,
+    "training.gate_epochs": 0,
+    "training.nearest": 0.0,
     "training.head_weight": 0.0,
     "training.encoder_epochs": 0,
     "training.final_pixel_weight": None,

@@ -105,7 +105,11 @@ class TestBatches:
         batches = self.batches(images, np.zeros(images.shape, np.float16))
         batches.shown.adversarial = np.stack([images, images])
         found = batches[0]
-        assert np.isfinite(found["seen"]).all()
+        kept = (found["seen"] == images[batches.order].astype("float32") / 255).all(axis=(1, 2, 3))
+        black = (found["seen"] == 0).all(axis=(1, 2, 3))  # the nearest ones here
+        assert (
+            np.isfinite(found["seen"]).all() and black.sum() > 0 and kept.sum() + black.sum() >= 30
+        )  # the rest are noisy
 
 
 def test_its_loss_by_hand(images):
@@ -181,7 +185,9 @@ def test_a_gate_alone_goes_on_from_a_purifier(tmp_path):
 # 64 images: crafting 1 batch, its clean answers 1, the nearest 1, the gate 2 + 2 steps, the purifier 2 + 2.
 @pytest.mark.parametrize("calls", [3, 4, 6, 8])
 def test_a_stopped_run_goes_on_where_it_was(calls, tmp_path):
-    config, runs = tiny(**changes_of(tmp_path)), [RunFolder(tmp_path / name) for name in ("whole", "stopped")]
+    """With a head that it begins anew, and a gate that learned before."""
+    changes = {**changes_of(tmp_path), "training.head_weight": 1.0}
+    config, runs = tiny(**changes), [RunFolder(tmp_path / name) for name in ("whole", "stopped")]
     fit.train(config, runs[0], say=silent)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, calls)
@@ -207,3 +213,15 @@ def test_no_epochs_of_anything_are_refused(changes, tmp_path):
     ):
         fit.train(config, RunFolder(tmp_path / "run"), say=silent)
     assert not (tmp_path / "run").exists()
+
+
+def test_baselines_need_epochs(tmp_path):
+    changes = {**changes_of(tmp_path), "training.epochs": 0, "training.start": "x.keras"}
+    with pytest.raises(UserError, match="training.epochs: expected at least 1 to train dae, got 0"):
+        fit.train(tiny(**changes), RunFolder(tmp_path / "run"), say=silent, baselines=["dae"])
+
+
+def test_nearest_adversaries_that_are_asked_for_must_be_there(images):
+    with pytest.raises(ValueError, match="Expected the nearest adversaries.*Received: nearest=None"):
+        views = Views(images, 1, 0, False, 0)
+        GrayBoxBatches(views, images[None], TrainingConfig(nearest=1.0), AttackConfig())

@@ -161,9 +161,9 @@ class TrainingConfig:
         the label (distillation, Hinton et al. 2015, arXiv 1503.02531; gray_box).
     cutout: side in pixels of a square that is covered, anywhere, in what an encoder that learns alone is shown; 0 covers nothing
         (gray_box).
-    gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial (gray_box).
-    gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned (epochs
-        are chosen before); 0 leaves it as it learned (gray_box).
+    gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial, unless it learns alone (gray_box).
+    gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned (after the epochs are
+        chosen, or before them where it learns alone); 0 leaves it as it learned (gray_box).
     gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii and the
         nearest ones, and then stays as it is (gray_box).
     epochs: of all that is not frozen, through the classifier; 0 where a gate alone is to go on from `start`.
@@ -295,7 +295,7 @@ class TrainingConfig:
             raise UserError(
                 f"configuration training.pixel_fade: expected a share above 0, at most 1, got {self.pixel_fade:g}"
             )
-        if not self.clean + self.noisy + self.adversarial > 0:
+        if not self.clean + self.noisy + self.adversarial + self.nearest > 0:
             raise UserError("configuration clean, noisy, adversarial: expected a share above 0, got none")
 
 

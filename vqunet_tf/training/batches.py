@@ -101,6 +101,10 @@ class GrayBoxBatches(Batches):
         self.views, self.adversarial, self.answers = views, adversarial, answers
         self.labels = labels
         self.nearest, self.mixed = nearest, mixed
+        if training.nearest and nearest is None:
+            raise ValueError(
+                "Expected the nearest adversaries where training.nearest is above 0. Received: nearest=None"
+            )
         shares = np.array([training.clean, training.noisy, training.adversarial, training.nearest])
         self.shares = shares / shares.sum()
         self.radius, self.power = 255.0 * attack.epsilon, attack.radius_power

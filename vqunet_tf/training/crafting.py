@@ -31,6 +31,7 @@ class Crafting:
         images: uint8 [N, H, W, C].
         guide: makes the frozen classifier with its features; asked only if something is to be crafted.
         stop: asked after every batch; a truth raises `Interrupted`, and the copies that are done stay.
+        exact: makes the same in float32, for adversaries that are less than a grey level away.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Crafting:
         images: np.ndarray,
         guide: Callable[[], keras.Model],
         stop: Callable[[], Any],
+        exact: Callable[[], keras.Model] | None = None,
     ):
         self.config, self.run, self.images, self.guide, self.stop = config, run, images, guide, stop
+        self.exact = guide if exact is None else exact
 
     def __call__(self, turn: int) -> tuple[Views, np.ndarray]:
         """Views and, uint8 [copies, N, H, W, C], their adversaries; of several workers the chief crafts and the others read."""
@@ -67,7 +70,7 @@ class Crafting:
             if kept is None:
                 shown = views(np.zeros(count, int), np.arange(count))
                 size, seed = self.config.attack.batch_size, (self.config.training.seed, -1 % 2**32)
-                kept = adversaries.nearest(self.guide(), shown, size, seed, partial(self._report, bar))
+                kept = adversaries.nearest(self.exact(), shown, size, seed, partial(self._report, bar))
                 _save_array(path, kept)
         return kept
 

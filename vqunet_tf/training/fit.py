@@ -67,6 +67,10 @@ def train(config: Config, run: RunFolder, say: Say, baselines: Sequence[str] = (
 
 def _train(config: Config, run: RunFolder, say: Say, baselines: tuple[str, ...]) -> None:
     given.refuse_impossible(config)
+    if baselines and not config.training.epochs:
+        raise UserError(
+            f"configuration training.epochs: expected at least 1 to train {', '.join(baselines)}, got 0: set it, or leave --baselines out"
+        )
     if run.config.exists():
         run.create(config)  # refuses another configuration before any data are read
         if all(path.exists() for path in (run.classifier, run.purifier, *map(run.baseline, baselines))):
@@ -193,12 +197,15 @@ class _Stages:
     def _train_purifier(self, wanted: _Purifier) -> None:
         config, training = self.config, self.config.training
         prepare: list[keras.callbacks.Callback] = []
+        nearest = None
         if training.objective == "adaptive":
             warmed = dataclasses.replace(training, epsilon_warmup=0.0) if training.encoder_epochs else training
             batches: Any = AdaptiveBatches(self.split.images, self.split.labels, warmed, config.attack, self.replicas)
         else:
             # Outside the scope of a strategy: in there every replica would craft and answer.
-            make = crafting.Crafting(config, self.run, self.split.images, self._known_guide, self.stop)
+            make = crafting.Crafting(
+                config, self.run, self.split.images, self._known_guide, self.stop, self._exact_guide
+            )
             views, adversarial = make(0)
             labels = self.split.labels if training.head_weight else None
             answers = make.answers(views)
@@ -208,10 +215,15 @@ class _Stages:
                     f"{config.attack.copies} copies of {len(views.images)} images take more than a gibibyte, got "
                     f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower, for a new run"
                 )
-            nearest = make.nearest(views) if training.nearest else None
+            learns_gate = wanted.settings.gated and training.gate_epochs > 0
+            if (
+                training.nearest or learns_gate
+            ):  # before the seed is set: a resumed run finds them, and loads no classifier here
+                nearest = make.nearest(views)
             mixed = wanted.settings.pixel_share > 0
+            shown = nearest if training.nearest else None
             batches = GrayBoxBatches(
-                views, adversarial, training, config.attack, self.replicas, answers, labels, nearest, mixed
+                views, adversarial, training, config.attack, self.replicas, answers, labels, shown, mixed
             )
             if config.attack.refresh:
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
@@ -233,8 +245,8 @@ class _Stages:
             head = self._train_encoder(wanted.name, purifier, batches)
         if training.freeze_encoder:
             freeze(purifier)
-        if purifier.gated and training.gate_epochs:
-            self._train_gate(wanted.name, purifier, batches, make)
+        if nearest is not None and purifier.gated and training.gate_epochs:
+            self._train_gate(wanted.name, purifier, batches, nearest)
         if training.epochs:
             self._train_whole(wanted.name, purifier, batches, head, prepare)
         if purifier.gated and training.gate_false_alarms and not training.gate_epochs:
@@ -280,10 +292,10 @@ class _Stages:
         stop = workers.agreed(self.stop)
         loop.run(stage, training, self.run, averages, chosen, before=prepare, after=boards, stop=stop, say=self.say)
 
-    def _train_gate(self, name: str, purifier: VQUNet, whole: GrayBoxBatches, make: crafting.Crafting) -> None:
+    def _train_gate(self, name: str, purifier: VQUNet, whole: GrayBoxBatches, nearest: np.ndarray) -> None:
         """Trains the gate of a purifier alone and sets how often it may be wrong; it stays as it is then."""
         training = self.config.training
-        batches = gate.GateBatches(whole, make.nearest(whole.views))
+        batches = gate.GateBatches(whole, nearest)
         with devices.scope(training.strategy):
             objective = gate.GateObjective(purifier)
         stage = loop.Stage(
@@ -350,6 +362,9 @@ class _Stages:
 
     def _known_guide(self) -> keras.Model:
         return self._guide(classifiers.in_precision(self.run.load_classifier(), self.config.training.precision))
+
+    def _exact_guide(self) -> keras.Model:
+        return self._guide(self.run.load_classifier())
 
     def _selection(self, averages: Averages, purifier: VQUNet, classifier: keras.Model) -> selection.Selection:
         """Scores with PGD at the first radius of the evaluation: of the classifier, or of the whole chain."""

@@ -85,14 +85,14 @@ def _refuse_gate(training: TrainingConfig) -> None:
     if training.objective != "gray_box":
         raise UserError(
             f"configuration purifier.gated: expected false for the objective {training.objective}, which shows no clean images, got true: "
-            "give --set=purifier.gated=false"
+            "give --set=purifier.gated=false --set=purifier.pixel_share=0"
         )
     if training.loop_epsilon:
         raise UserError(
             f"configuration training.loop_epsilon: expected 0 for a gated purifier, since it would move the clean images too, got "
             f"{training.loop_epsilon:g}"
         )
-    if not training.gate_weight:
+    if not (training.gate_weight or training.gate_epochs):
         raise UserError(
             "configuration training.gate_weight: expected more than 0 for a gated purifier, whose gate learns from nothing else, got 0"
         )
