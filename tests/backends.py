@@ -68,7 +68,10 @@ def of_a_gate(purifier, guide, images):
         results["gradient of a soft gate"] = keras.ops.convert_to_numpy(gradient(pixels.to_unit(images)))
     objective = GrayBoxObjective(purifier, guide, TrainingConfig())
     attacked = (np.arange(16) % 2).astype("float32")
-    results["losses gated"] = steps(objective, {"seen": images[::-1].copy(), "clean": images, "attacked": attacked})
+    shown = {"seen": images[::-1].copy(), "clean": images, "attacked": attacked}
+    shown["share"] = np.linspace(0, 1, len(images), dtype="float32").reshape(-1, 1, 1, 1)
+    shown["open"] = 1.0 - attacked
+    results["losses gated"] = steps(objective, shown)
     gate.calibrate(purifier, images, 0.25)
     results["losses gated"] = np.append(results["losses gated"], keras.ops.convert_to_numpy(bias))
     return results

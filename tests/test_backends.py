@@ -30,7 +30,8 @@ def found(tmp_path_factory):
     purifier.graph(images, training=True)  # codes where a first batch puts them
     classifier = classifiers.build("residual", (16, 16, 3), 4, (4, 8), 1)
     DefendedClassifier(purifier, classifier).save(folder / "defended.keras")
-    gated = VQUNet(widths=(8, 12), num_embeddings=(16, 32), embedding_dim=(4, 6), channels=3, gated=True)
+    sizes = {"widths": (8, 12), "num_embeddings": (16, 32), "embedding_dim": (4, 6)}
+    gated = VQUNet(**sizes, channels=3, gated=True, pixel_share=0.4)
     gated.graph(images, training=True)
     gated.save(folder / "gated.keras")
     digits, start = (

@@ -66,6 +66,13 @@ def test_another_arithmetic_would_be_seen(monkeypatch):
     assert row["bare_loss"] != pytest.approx(row["ours_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("name", "shape"), [("fashion_mnist", (28, 28, 1)), ("cifar10", (32, 32, 3))])
+def test_a_preset_with_a_gate_is_measured_without(name, shape):
+    what = training.subject(preset("", name), shape)
+    model = what.purifier()
+    assert not model.gated and not model.pixel_share and not what.config.training.nearest
+
+
 def test_operations_are_those_of_the_layers():
     what = training.subject(CONFIG, SHAPE)
     model = what.purifier()
