@@ -92,8 +92,11 @@ def _purifier(config: Config, model: VQUNet) -> str:
     if model.decoder_widths or model.decoder_blocks:
         other = model.decoder_blocks or model.blocks
         blocks += f" (decoder {_listed(model.decoder_widths or model.widths)}, {other} a level)"
+    gated = ", gated" if model.gated else ""
+    if model.pixel_share:
+        gated += f" ({model.pixel_share:g} of the pixels in {model.tones} tones where the gate is open)"
     return (
-        f"VQUNet{', gated' if model.gated else ''}, widths {_listed(model.widths)}{blocks}, {codes}{groups}, stem {model.stem}, "
+        f"VQUNet{gated}, widths {_listed(model.widths)}{blocks}, {codes}{groups}, stem {model.stem}, "
         f"{model.count_params():,} parameters, "
         f"{cost:.2f} million multiply-accumulates an image"
     )
@@ -111,6 +114,14 @@ def _recipe(config: Config) -> str:
     if training.encoder_epochs:
         rate = f"learning rate up to {training.encoder_learning_rate or training.learning_rate:g}"
         parts.insert(2, f"first {training.encoder_epochs} epochs of the encoder with a linear head alone, {rate}")
+    if not training.epochs:
+        parts.remove(f"0 epochs of batches of {training.batch_size}")
+    if training.gate_epochs and config.purifier.gated:
+        parts.append(f"the gate alone for {training.gate_epochs} epochs, with the nearest adversaries")
+    if training.nearest:
+        parts.append("the nearest adversaries in l2 too")
+    if training.start:
+        parts.insert(1, f"begun with `{training.start}`")
     if training.freeze_encoder:
         parts.insert(3 if training.encoder_epochs else 2, "that encoder kept as it was")
     if training.objective == "adaptive":
@@ -134,6 +145,8 @@ def _steps(config: Config, counts: tuple[int, int] | None, given: bool) -> str:
     parts = {} if given else {"classifier": (settings.epochs, settings.batch_size)}
     if training.encoder_epochs:
         parts["encoder"] = (training.encoder_epochs, training.batch_size)
+    if training.gate_epochs and config.purifier.gated:
+        parts["gate"] = (training.gate_epochs, training.batch_size)
     parts["purifier"] = (training.epochs, training.batch_size)
     steps = {role: epochs * (counts[0] // min(size, counts[0])) for role, (epochs, size) in parts.items()}
     return ", ".join(f"{role} {count // training.accumulate:,}" for role, count in steps.items())
