@@ -216,9 +216,8 @@ class _Stages:
                     f"{training.encoder_guidance:g}: set it to 0, or attack.copies lower, for a new run"
                 )
             learns_gate = wanted.settings.gated and training.gate_epochs > 0
-            if (
-                training.nearest or learns_gate
-            ):  # before the seed is set: a resumed run finds them, and loads no classifier here
+            # Before the seed is set: a resumed run finds them, and loads no classifier here.
+            if training.nearest or learns_gate:
                 nearest = make.nearest(views)
             mixed = wanted.settings.pixel_share > 0
             shown = nearest if training.nearest else None
