@@ -78,10 +78,13 @@ class TestBatches:
             assert found["seen"].dtype == found["attacked"].dtype == np.float32
             yield from zip(found["seen"], found["attacked"], images[order].astype("float32") / 255, order, strict=True)
 
-    def test_half_are_clean_and_the_rest_of_three_kinds(self, images):
+    def test_half_are_clean_and_the_rest_of_four_kinds(self, images, monkeypatch):
         nearest = np.full(images.shape, 0.123, np.float16)
+        pattern = np.tile(np.float32([[[1.0], [-0.5]]]), (8, 4, 1))
+        monkeypatch.setattr(gate, "patterns", lambda shape, rng: np.repeat(pattern[None], shape[0], axis=0))
         kinds = {"clean": 0, "drawn back": 0, "nearest": 0, "rounded": 0, "noisy": 0}
-        radii = []
+        kinds |= {"patterned": 0, "patterned, rounded": 0}
+        radii, sizes = [], []
         for seen, attacked, clean, _ in self.epochs(images, nearest):
             change = seen - clean
             if (seen == clean).all():
@@ -93,13 +96,21 @@ class TestBatches:
             elif np.ptp(change) < 1e-5:  # a share of +40 or of -40 everywhere
                 radii.append(255 * np.abs(change).max())
                 kinds["drawn back"] += attacked
+            elif np.abs(change - change.max() * pattern).max() < 1e-5:
+                sizes.append(255 * change.max())
+                kinds["patterned"] += attacked
+            elif np.abs(change - change[:, ::2].mean() * pattern).max() < 0.8 / 255:
+                kinds["patterned, rounded"] += attacked
             else:
                 kinds["noisy"] += attacked
         shares = {name: count / 1600 for name, count in kinds.items()}
-        wanted = {"clean": 8 / 16, "drawn back": 3 / 16, "nearest": 1.5 / 16, "rounded": 1.5 / 16, "noisy": 2 / 16}
-        assert shares == pytest.approx(wanted, abs=0.035)
+        wanted = {"clean": 16 / 32, "drawn back": 5 / 32, "nearest": 2.5 / 32, "rounded": 2.5 / 32, "noisy": 3 / 32}
+        assert shares == pytest.approx(wanted | {"patterned": 1.5 / 32, "patterned, rounded": 1.5 / 32}, abs=0.03)
         assert 0.79 < min(radii) < 1.0 and 36 < max(radii) < 40.01
         assert np.mean(np.log(radii)) == pytest.approx((np.log(0.8) + np.log(40)) / 2, abs=0.2)  # log-uniform
+        largest = 255 * AttackConfig().epsilon
+        assert 1.99 < min(sizes) < 3 and 0.8 * largest < max(sizes) < largest + 0.01
+        assert np.mean(np.log(sizes)) == pytest.approx((np.log(2) + np.log(largest)) / 2, abs=0.25)
 
     def test_an_adversary_that_is_hardly_one_stays_as_it_is(self, images):
         batches = self.batches(images, np.zeros(images.shape, np.float16))
@@ -109,7 +120,7 @@ class TestBatches:
         black = (found["seen"] == 0).all(axis=(1, 2, 3))  # the nearest ones here
         assert (
             np.isfinite(found["seen"]).all() and black.sum() > 0 and kept.sum() + black.sum() >= 30
-        )  # the rest are noisy
+        )  # the rest are noisy or patterned
 
 
 def test_its_loss_by_hand(images):

@@ -13,7 +13,7 @@ from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.models.operations import multiply_accumulates
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import fit, given
+from vqunet_tf.training import devices, fit, given
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
 from vqunet_tf.training.objectives import GrayBoxObjective
@@ -209,3 +209,45 @@ def test_a_run_learns_with_shares_and_nearest_adversaries(tmp_path):
     fit.train(tiny(**changes), run, say=silent, baselines=["dae"])
     assert run.load_purifier().pixel_share == 0.7 and not run.load_baseline("dae").pixel_share
     assert {stage for stage, _, _ in losses_of(run)} == {"purifier_gate", "purifier", "dae"}
+
+
+def test_four_replicas_learn_a_gate_and_shares_like_one_device(tmp_path):
+    """What is held open belongs to its images, whichever replica has them."""
+    save_linear(tmp_path / "mine.keras")
+    losses = {}
+    for strategy in ("none", "mirrored"):
+        run = RunFolder(tmp_path / strategy)
+        changes = {"classifier.path": str(tmp_path / "mine.keras"), "training.strategy": strategy}
+        changes |= {"purifier.gated": True, "purifier.pixel_share": 0.7, "training.nearest": 1.0}
+        # A small rate, and no codes: rounding that tips the choice of a code is a difference that grows.
+        changes |= {"purifier.quantize": False, "training.gate_epochs": 3, "training.epochs": 3}
+        changes |= {"training.learning_rate": 5e-4, "training.selection": "last"}
+        fit.train(tiny(**changes), run, say=silent)
+        losses[strategy] = losses_of(run)
+    assert set(losses["none"]) == set(losses["mirrored"])
+    assert ("purifier_gate", "3", "gate") in losses["none"]
+    for place, value in losses["none"].items():
+        assert losses["mirrored"][place] == pytest.approx(value, abs=1e-4), place
+
+
+def test_in_half_precision_gate_and_pixels_stay_in_full(images):
+    """What a gate looks for is a few grey levels high, and what of the image is let through is the image."""
+    models = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        with devices.precision(precision):
+            models[precision] = VQUNet(gated=True, pixel_share=0.7, quantize=False, **SIZES)
+    full, half = models.values()
+    half.set_weights(full.get_weights())
+    assert half.graph.get_layer("encoder_0_0_conv1").compute_dtype == "bfloat16"
+    unit = images[:3].astype("float32") / 255
+    found, wanted = (
+        {name: np.asarray(value) for name, value in model.graph(unit).items() if name in ("gate", "drawn", "pixels")}
+        for model in (half, full)
+    )
+    assert {value.dtype for value in found.values()} == {np.dtype("float32")}
+    np.testing.assert_allclose(found["gate"], wanted["gate"], atol=1e-6)
+    assert np.abs(found["drawn"] - wanted["drawn"]).max() > 1e-4  # the decoder does feel it
+    opened = found["gate"] <= 0
+    assert opened.any()
+    toned = np.rint(unit * 63) / 63
+    np.testing.assert_allclose((found["drawn"] + found["pixels"])[opened], toned[opened], atol=1e-6)

@@ -11,10 +11,12 @@ from vqunet_tf import pixels
 from vqunet_tf.models.vqunet import VQUNet
 from vqunet_tf.training.batches import Batches, GrayBoxBatches
 from vqunet_tf.training.objectives import Objective, binary_cross_entropy
+from vqunet_tf.training.patterns import patterns
 
 _BATCH = 250
-_KINDS = (8, 3, 3, 2)  # of 16 images: clean, adversarial, nearest adversaries, noisy
+_KINDS = (16, 5, 5, 3, 3)  # of 32 images: clean, adversarial, nearest adversaries, noisy, patterned
 _LEAST = 0.8 / 255.0  # perturbations below it are lost when pixels are rounded to bytes
+_LEAST_PATTERN = 2.0 / 255.0  # a fainter one is like what is in images themselves, and fools nobody
 
 
 class GateObjective(Objective):
@@ -39,8 +41,9 @@ class GateObjective(Objective):
 class GateBatches(Batches):
     """{"seen": float32 [B, H, W, C] in [0, 1], "attacked": float32 [B]}: half clean images, half tampered with.
 
-    Of those, three in eight are training adversaries drawn back towards their images by a random factor (the radius is log-uniform between
-    0.8 grey levels and what it was), three in eight the nearest adversaries, half of them rounded to bytes, and a quarter noisy.
+    Of those, five in sixteen are training adversaries drawn back towards their images by a random factor (the radius is log-uniform between
+    0.8 grey levels and what it was), five the nearest adversaries, three noisy, and three have a pattern on them (`patterns.patterns`, the
+    radius log-uniform between 2 grey levels and that of the attack). Of the nearest and the patterned half are rounded to bytes.
 
     Args:
         shown: what the purifier is shown.
@@ -53,22 +56,30 @@ class GateBatches(Batches):
 
     def batch(self, chosen: np.ndarray, rng: np.random.Generator) -> Any:
         shown = self.shown
-        kind = rng.choice(4, size=len(chosen), p=np.array(_KINDS) / sum(_KINDS))
+        kind = rng.choice(len(_KINDS), size=len(chosen), p=np.array(_KINDS) / sum(_KINDS))
         copies = np.where(kind == 2, 0, rng.integers(len(shown.adversarial), size=len(chosen)))
         clean = shown.views(copies, chosen)
         seen = clean.astype(np.float32) / np.float32(255.0)
-        attacked, near, noisy = (np.flatnonzero(kind == k) for k in (1, 2, 3))
+        attacked, near, noisy, patterned = (np.flatnonzero(kind == k) for k in (1, 2, 3, 4))
         change = (
             shown.adversarial[copies[attacked], chosen[attacked]].astype(np.float32) / np.float32(255.0)
             - seen[attacked]
         )
         radius = np.maximum(np.abs(change).max(axis=(1, 2, 3), keepdims=True), _LEAST)
         seen[attacked] += change * (_LEAST / radius) ** rng.random(radius.shape, dtype=np.float32)
-        found = self.nearest[chosen[near]].astype(np.float32)
-        rounded = rng.random((len(near), 1, 1, 1)) < 0.5
-        seen[near] = np.where(rounded, np.rint(found * 255.0) / np.float32(255.0), found)
+        seen[near] = _half_rounded(self.nearest[chosen[near]].astype(np.float32), rng)
         seen[noisy] = shown.with_noise(clean[noisy], rng).astype(np.float32) / np.float32(255.0)
+        largest = max(shown.radius / 255.0, _LEAST_PATTERN)
+        radius = largest * (_LEAST_PATTERN / largest) ** rng.random((len(patterned), 1, 1, 1))
+        drawn = seen[patterned] + radius.astype(np.float32) * patterns(seen[patterned].shape, rng)
+        seen[patterned] = _half_rounded(np.clip(drawn, 0.0, 1.0), rng)
         return {"seen": seen, "attacked": (kind > 0).astype(np.float32)}
+
+
+def _half_rounded(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Images in [0, 1], every other one rounded to bytes."""
+    rounded = rng.random((len(images), 1, 1, 1)) < 0.5
+    return np.where(rounded, np.rint(images * 255.0) / np.float32(255.0), images)
 
 
 def calibrate(purifier: VQUNet, images: np.ndarray, false_alarms: float) -> None:

@@ -58,6 +58,11 @@ def refuse_impossible(config: Config) -> None:
         )
     if config.purifier.gated:
         _refuse_gate(training)
+    elif training.gate_epochs:
+        raise UserError(
+            f"configuration training.gate_epochs: expected 0 for a purifier without a gate, got {training.gate_epochs}: set it to 0, or "
+            "purifier.gated"
+        )
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:
@@ -85,7 +90,7 @@ def _refuse_gate(training: TrainingConfig) -> None:
     if training.objective != "gray_box":
         raise UserError(
             f"configuration purifier.gated: expected false for the objective {training.objective}, which shows no clean images, got true: "
-            "give --set=purifier.gated=false --set=purifier.pixel_share=0"
+            "give --set=purifier.gated=false --set=purifier.pixel_share=0 --set=training.gate_epochs=0"
         )
     if training.loop_epsilon:
         raise UserError(
