@@ -117,7 +117,9 @@ def _recipe(config: Config) -> str:
     if not training.epochs:
         parts.remove(f"0 epochs of batches of {training.batch_size}")
     if training.gate_epochs and config.purifier.gated:
-        parts.append(f"the gate alone for {training.gate_epochs} epochs, with the nearest adversaries")
+        parts.append(
+            f"the gate alone for {training.gate_epochs} epochs, with the nearest adversaries, noise and patterns"
+        )
     if training.nearest:
         parts.append("the nearest adversaries in l2 too")
     if training.start:

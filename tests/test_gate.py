@@ -252,13 +252,14 @@ ALONE = {"training.encoder_epochs": 1, "training.head_weight": 1.0}
         ({"training.objective": "adaptive", **ALONE, "training.cutout": 4}, "cutout.*with the objective gray_box"),
         (
             {"training.objective": "adaptive", "purifier.gated": True},
-            "purifier.gated: expected false.*purifier.gated=false",
+            "purifier.gated: expected false.*purifier.gated=false.*gate_epochs=0",
         ),
         (
             {"training.loop_epsilon": 0.1, "purifier.gated": True},
             "loop_epsilon: expected 0 for a gated purifier.*got 0.1",
         ),
         ({"training.gate_epochs": 3}, "gate_epochs: expected 0 for a purifier without a gate, got 3: set it to 0, or"),
+        ({"training.objective": "adaptive", "training.gate_epochs": 3}, "gate_epochs: expected 0.*got 3: set it to 0$"),
         (
             {"training.gate_weight": 0.0, "purifier.gated": True},
             "gate_weight: expected more than 0 for a gated purifier",

@@ -112,6 +112,22 @@ class TestBatches:
         assert 1.99 < min(sizes) < 3 and 0.8 * largest < max(sizes) < largest + 0.01
         assert np.mean(np.log(sizes)) == pytest.approx((np.log(2) + np.log(largest)) / 2, abs=0.25)
 
+    @pytest.mark.parametrize(("epsilon", "radius"), [(0.1, 25.5), (1 / 255, 2.0)])
+    def test_patterns_stay_in_the_unit_range_and_have_two_grey_levels_at_least(
+        self, epsilon, radius, images, monkeypatch
+    ):
+        monkeypatch.setattr(gate, "patterns", lambda shape, rng: np.ones(shape, "float32"))
+        monkeypatch.setattr(gate, "_KINDS", (0, 0, 0, 0, 1))
+        shown = GrayBoxBatches(
+            Views(images, 1, 0, False, 0), images[None], TrainingConfig(batch_size=40), AttackConfig(epsilon=epsilon)
+        )
+        batches = gate.GateBatches(shown, np.zeros(images.shape, np.float16))
+        clean = images[batches.order].astype("float32") / 255
+        change = 255 * (batches[0]["seen"] - clean)
+        assert change.min() > 1.99 and change.max() < radius + 0.6  # rounded
+        shown.views = Views(np.full_like(images, 255), 1, 0, False, 0)
+        np.testing.assert_array_equal(batches[0]["seen"], 1.0)
+
     def test_an_adversary_that_is_hardly_one_stays_as_it_is(self, images):
         batches = self.batches(images, np.zeros(images.shape, np.float16))
         batches.shown.adversarial = np.stack([images, images])

@@ -213,6 +213,7 @@ def test_a_run_learns_with_shares_and_nearest_adversaries(tmp_path):
 
 def test_four_replicas_learn_a_gate_and_shares_like_one_device(tmp_path):
     """What is held open belongs to its images, whichever replica has them."""
+    assert devices.replicas("mirrored") == 4
     save_linear(tmp_path / "mine.keras")
     losses = {}
     for strategy in ("none", "mirrored"):

@@ -164,8 +164,8 @@ class TrainingConfig:
     gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial, unless it learns alone (gray_box).
     gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned (after the epochs are
         chosen, or before them where it learns alone); 0 leaves it as it learned (gray_box).
-    gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii and the
-        nearest ones, and then stays as it is (gray_box).
+    gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii, the
+        nearest ones and patterns that need no gradient, and then stays as it is (gray_box).
     epochs: of all that is not frozen, through the classifier; 0 where a gate alone is to go on from `start`.
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.

@@ -16,7 +16,7 @@ from vqunet_tf.training.patterns import patterns
 _BATCH = 250
 _KINDS = (16, 5, 5, 3, 3)  # of 32 images: clean, adversarial, nearest adversaries, noisy, patterned
 _LEAST = 0.8 / 255.0  # perturbations below it are lost when pixels are rounded to bytes
-_LEAST_PATTERN = 2.0 / 255.0  # a fainter one is like what is in images themselves, and fools nobody
+_LEAST_PATTERN = 2.0 / 255.0  # a fainter one is like what is in images themselves
 
 
 class GateObjective(Objective):
@@ -43,7 +43,8 @@ class GateBatches(Batches):
 
     Of those, five in sixteen are training adversaries drawn back towards their images by a random factor (the radius is log-uniform between
     0.8 grey levels and what it was), five the nearest adversaries, three noisy, and three have a pattern on them (`patterns.patterns`, the
-    radius log-uniform between 2 grey levels and that of the attack). Of the nearest and the patterned half are rounded to bytes.
+    radius log-uniform between 2 grey levels and that of the attack, if that is more). Of the nearest and the patterned half are rounded
+    to bytes.
 
     Args:
         shown: what the purifier is shown.
@@ -77,7 +78,7 @@ class GateBatches(Batches):
 
 
 def _half_rounded(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Images in [0, 1], every other one rounded to bytes."""
+    """Images in [0, 1], each rounded to bytes with a probability of one half."""
     rounded = rng.random((len(images), 1, 1, 1)) < 0.5
     return np.where(rounded, np.rint(images * 255.0) / np.float32(255.0), images)
 

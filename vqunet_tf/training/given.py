@@ -60,8 +60,8 @@ def refuse_impossible(config: Config) -> None:
         _refuse_gate(training)
     elif training.gate_epochs:
         raise UserError(
-            f"configuration training.gate_epochs: expected 0 for a purifier without a gate, got {training.gate_epochs}: set it to 0, or "
-            "purifier.gated"
+            f"configuration training.gate_epochs: expected 0 for a purifier without a gate, got {training.gate_epochs}: set it to 0"
+            + (", or purifier.gated" if training.objective == "gray_box" else "")
         )
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)

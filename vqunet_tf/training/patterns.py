@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 _MOST_SQUARES, _FEWEST_ALONE = 256, 8
-_LARGEST, _HALVINGS = 0.8, 9  # the share of an image that a square covers, and how often that is halved in a search
+# The share of an image that a square covers at first, and how often that is halved in a search: AutoAttack's and ART's schedule.
+_LARGEST, _HALVINGS = 0.8, 9
+_VERTICAL = 0.75  # of the stripes; Square Attack has no others
 
 
 def patterns(shape: tuple[int, int, int, int], rng: np.random.Generator) -> np.ndarray:
     """One pattern for each image, float32 [B, H, W, C] in [-1, 1].
 
-    A third are stripes of random sign, one pixel wide, under 1 to 256 squares of random sign in each channel, from large ones to ever
-    smaller ones: where Square Attack begins, and what it is left with after so many steps (Andriushchenko et al. 2020,
-    https://arxiv.org/abs/1912.00049, algorithms 1 and 2). A third are 8 to 256 such squares alone, with nothing between them. The
-    rest is noise on a coarse grid, of random sign or uniform, with sharp or blurred edges.
+    A third are squares of random sign in each channel, from large ones to ever smaller ones, over stripes of random sign, one pixel
+    wide: what Square Attack begins with, and is left with after so many steps (Andriushchenko et al. 2020,
+    https://arxiv.org/abs/1912.00049, algorithms 1 and 2). Of the stripes the squares leave little. A third are such squares alone,
+    with nothing between them. Their number is log-uniform below 256, from 1 and from 8. The rest is noise on a coarse grid, of random
+    sign or uniform, with sharp or blurred edges.
     """
     kind = rng.integers(3, size=shape[0])
     found = np.zeros(shape, np.float32)
@@ -23,7 +26,7 @@ def patterns(shape: tuple[int, int, int, int], rng: np.random.Generator) -> np.n
             image[:] = _coarse_noise(shape[1:], rng)
             continue
         if drawn == 0:
-            lines = (1, shape[2], shape[3]) if rng.random() < 0.75 else (shape[1], 1, shape[3])
+            lines = (1, shape[2], shape[3]) if rng.random() < _VERTICAL else (shape[1], 1, shape[3])
             image[:] = rng.choice((-1.0, 1.0), lines)
         fewest = 1 if drawn == 0 else _FEWEST_ALONE
         _add_squares(image, int(fewest * (_MOST_SQUARES / fewest) ** rng.random()), rng)
@@ -31,15 +34,19 @@ def patterns(shape: tuple[int, int, int, int], rng: np.random.Generator) -> np.n
 
 
 def _add_squares(image: np.ndarray, number: int, rng: np.random.Generator) -> None:
-    """As a search has left them that has got so far: from the largest down to some size."""
     height, width, channels = image.shape
-    reached = _HALVINGS * rng.random()
-    shares = _LARGEST * 0.5 ** (reached * np.sort(rng.random(number)))
-    sides = np.clip(np.rint(np.sqrt(shares * height * width)).astype(int), 1, min(height, width))
+    sides = _sides(height, width, number, rng)
     tops, lefts = (rng.integers(0, length - sides + 1) for length in (height, width))
     signs = rng.choice((-1.0, 1.0), (number, channels))
     for side, top, left, sign in zip(sides, tops, lefts, signs, strict=True):
         image[top : top + side, left : left + side] = sign
+
+
+def _sides(height: int, width: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Those of a search that has got so far: from the largest down to some size."""
+    reached = _HALVINGS * rng.random()
+    shares = _LARGEST * 0.5 ** (reached * np.sort(rng.random(number)))
+    return np.clip(np.rint(np.sqrt(shares * height * width)).astype(int), 1, min(height, width))
 
 
 def _coarse_noise(shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
@@ -51,7 +58,7 @@ def _coarse_noise(shape: tuple[int, int, int], rng: np.random.Generator) -> np.n
     method = "nearest" if rng.random() < 0.5 else "bilinear"
     # Not with Keras, which would compile anew for every size of grid.
     rows, columns = (_places(length, number, method) for length, number in zip(shape[:2], cells, strict=True))
-    return np.clip(np.einsum("hi,wj,ijc->hwc", rows, columns, noise), -1.0, 1.0)
+    return np.clip(np.einsum("hi,wj,ijc->hwc", rows, columns, noise, optimize=True), -1.0, 1.0)
 
 
 def _places(length: int, cells: int, method: str) -> np.ndarray:
