@@ -224,66 +224,6 @@ def test_a_stopped_run_goes_on_where_it_was(calls, tmp_path):
     assert_same_weights(runs[0].load_purifier(), runs[1].load_purifier())
 
 
-class TestSearches:
-    def test_what_was_found_is_shown_in_half_of_the_patterned(self, images):
-        batches = gate.GateBatches(shown_of(images), np.zeros(images.shape, np.float16))
-        batches.found = np.full((3, 8, 8, 1), 0.123, np.float16)
-        known = 0
-        for epoch in range(40):
-            batches.start(epoch)
-            found = batches[0]
-            these = np.abs(found["seen"] - 0.123).max(axis=(1, 2, 3)) < 0.6 / 255
-            assert found["attacked"][these].all()
-            known += these.sum()
-        assert known / 1600 == pytest.approx(1.5 / 32, abs=0.02)
-
-    def test_they_ask_the_gate_as_it_stands_and_keep_what_they_found(self, images, tmp_path):
-        batches = gate.GateBatches(shown_of(images), np.zeros(images.shape, np.float16))
-        learner = gate.GateObjective(VQUNet(gated=True, **SIZES)).learner
-        searches = gate.Searches(batches, learner, 3, tmp_path)
-        searches.on_epoch_begin(0)
-        assert batches.found.shape == (0, 8, 8, 1) and not any(tmp_path.iterdir())
-        searches.on_epoch_begin(1)
-        first = batches.found
-        change = np.abs(255 * (first.astype("float32") - np.float32(0.5))).max()
-        assert first.shape == (40, 8, 8, 1) and first.dtype == np.float16 and 0 < change <= 127.5
-        searches.on_epoch_begin(2)
-        np.testing.assert_array_equal(batches.found[:40], first)
-        both = batches.found
-        again = gate.GateBatches(shown_of(images), np.zeros(images.shape, np.float16))
-        gate.Searches(again, None, 3, tmp_path).on_epoch_begin(2)  # asks nobody
-        np.testing.assert_array_equal(again.found, both)
-
-    def test_what_they_find_opens_a_gate_further_than_chance(self, images, tmp_path):
-        batches = gate.GateBatches(shown_of(images), np.zeros(images.shape, np.float16))
-        learner = gate.GateObjective(VQUNet(gated=True, **SIZES)).learner
-        answers = {}
-        for queries in (1, 60):
-            gate.Searches(batches, learner, queries, tmp_path / str(queries)).on_epoch_begin(1)
-            answers[queries] = np.mean(learner(batches.found.astype("float32")))
-        assert answers[60] < answers[1]
-
-
-def shown_of(images):
-    return GrayBoxBatches(
-        Views(images, 1, 0, False, 0), images[None], TrainingConfig(batch_size=40), AttackConfig(epsilon=0.1)
-    )
-
-
-def test_a_stopped_run_finds_what_was_found_again(tmp_path):
-    changes = {**changes_of(tmp_path), "training.gate_queries": 2, "training.gate_epochs": 3}
-    config, runs = tiny(**changes), [RunFolder(tmp_path / name) for name in ("whole", "stopped")]
-    fit.train(config, runs[0], say=silent)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 6)  # in the second epoch of the gate, as above
-        with pytest.raises(Interrupted):
-            fit.train(config, runs[1], say=silent)
-    assert (runs[1].checkpoints / "adversaries.gate.1.npy").exists()
-    fit.train(config, runs[1], say=silent)
-    assert_same_weights(runs[0].load_purifier(), runs[1].load_purifier())
-    assert not runs[1].checkpoints.exists()
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -166,8 +166,6 @@ class TrainingConfig:
         chosen, or before them where it learns alone); 0 leaves it as it learned (gray_box).
     gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii, the
         nearest ones and patterns that need no gradient, and then stays as it is (gray_box).
-    gate_queries: of a search for patterns that this gate overlooks, after each of its epochs, for each of 500 images; what was found
-        is shown to it from then on. 0 searches for none (gray_box).
     epochs: of all that is not frozen, through the classifier; 0 where a gate alone is to go on from `start`.
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.
@@ -218,7 +216,6 @@ class TrainingConfig:
     freeze_encoder: bool = False
     gate_weight: float = 1.0
     gate_epochs: int = 0
-    gate_queries: int = 0
     gate_false_alarms: float = 0.02
     trades: float = 0.0
     epsilon_warmup: float = 0.2
@@ -255,7 +252,6 @@ class TrainingConfig:
             "cutout",
             "gate_weight",
             "gate_epochs",
-            "gate_queries",
             "epochs",
             "gate_false_alarms",
         )

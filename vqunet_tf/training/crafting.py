@@ -61,14 +61,18 @@ class Crafting:
     def nearest(self, views: Views) -> np.ndarray:
         """The nearest adversaries of the first view of every image, float16 [N, H, W, C]; not made again where they are on disk."""
         path, count = self.run.checkpoints / "nearest.npy", len(self.images)
-        with tqdm(desc="nearest", total=count, unit="img", unit_scale=True, dynamic_ncols=True) as bar:
-
-            def make() -> np.ndarray:
+        with (
+            workers.chief_first(),
+            tqdm(desc="nearest", total=count, unit="img", unit_scale=True, dynamic_ncols=True) as bar,
+        ):
+            workers.appears(path)
+            kept = _load_array(path, self.images.shape, np.float16) if path.exists() else None
+            if kept is None:
                 shown = views(np.zeros(count, int), np.arange(count))
                 size, seed = self.config.attack.batch_size, (self.config.training.seed, -1 % 2**32)
-                return adversaries.nearest(self.exact(), shown, size, seed, partial(self._report, bar))
-
-            return kept(path, self.images.shape, make)
+                kept = adversaries.nearest(self.exact(), shown, size, seed, partial(self._report, bar))
+                _save_array(path, kept)
+        return kept
 
     def answers(self, views: Views) -> dict[str, np.ndarray] | None:
         """What the classifier says about every view: `logits` and `features` float32 [copies, N, ...], asked once and not
@@ -116,17 +120,6 @@ class Crafting:
         reason = self.stop()
         if reason:
             raise Interrupted(reason)
-
-
-def kept(path: Path, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """A float16 array of this shape from disk, or made and kept there; of several workers the chief makes it and the others read."""
-    with workers.chief_first():
-        workers.appears(path)
-        found = _load_array(path, shape, np.float16) if path.exists() else None
-        if found is None:
-            found = make()
-            _save_array(path, found)
-    return found
 
 
 def _caller(guide: keras.Model) -> Callable[[Any], dict[str, Any]]:

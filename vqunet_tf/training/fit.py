@@ -309,10 +309,7 @@ class _Stages:
         )
         averages = self._averages(objective.learner, batches, training.gate_epochs)
         boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
-        searches = [gate.Searches(batches, objective.learner, training.gate_queries, self.run.checkpoints)]
-        before = searches if training.gate_queries else []
-        stop = workers.agreed(self.stop)
-        loop.run(stage, training, self.run, averages, before=before, after=boards, stop=stop, say=self.say)
+        loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
         if training.gate_false_alarms:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
         objective.learner.trainable = False

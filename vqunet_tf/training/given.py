@@ -63,11 +63,6 @@ def refuse_impossible(config: Config) -> None:
             f"configuration training.gate_epochs: expected 0 for a purifier without a gate, got {training.gate_epochs}: set it to 0"
             + (", or purifier.gated" if training.objective == "gray_box" else "")
         )
-    if training.gate_queries and not training.gate_epochs:
-        raise UserError(
-            f"configuration training.gate_queries: expected 0 where no gate learns alone, got {training.gate_queries}: set it to 0, or "
-            "training.gate_epochs"
-        )
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
     except ValueError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 _MOST_SQUARES, _FEWEST_ALONE = 256, 8
@@ -31,54 +29,23 @@ def patterns(shape: tuple[int, int, int, int], rng: np.random.Generator) -> np.n
             lines = (1, shape[2], shape[3]) if rng.random() < _VERTICAL else (shape[1], 1, shape[3])
             image[:] = rng.choice((-1.0, 1.0), lines)
         fewest = 1 if drawn == 0 else _FEWEST_ALONE
-        number, reached = int(fewest * (_MOST_SQUARES / fewest) ** rng.random()), _HALVINGS * rng.random()
-        _add_squares(image, _sides(*shape[1:3], reached * np.sort(rng.random(number))), rng)
+        _add_squares(image, int(fewest * (_MOST_SQUARES / fewest) ** rng.random()), rng)
     return found
 
 
-def search(
-    ask: Callable[[np.ndarray], np.ndarray],
-    images: np.ndarray,
-    radii: np.ndarray,
-    queries: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Squares over stripes that a gate overlooks, float32 [B, H, W, C] in [0, 1], found by asking it.
-
-    Square Attack (the same paper) on the gate's answer alone: a square of random sign, smaller and smaller, is kept where it lowers it.
-
-    Args:
-        ask: images -> how sure the gate is that they are attacked, [B].
-        images: float32 [B, H, W, C] in [0, 1]. radii: of the perturbations, float32 [B, 1, 1, 1].
-        queries: for each image, beside the first one.
-    """
-    height, width = images.shape[1:3]
-    signs = rng.choice(np.array([-1.0, 1.0], np.float32), (len(images), 1, *images.shape[2:]))
-    pattern = np.repeat(signs, height, axis=1)
-    best = np.clip(images + radii * pattern, 0.0, 1.0)
-    sure = ask(best)
-    for query in range(queries):
-        tried, sides = pattern.copy(), _sides(height, width, np.array([query / queries * _HALVINGS]))
-        for image in tried:
-            _add_squares(image, sides, rng)
-        seen = np.clip(images + radii * tried, 0.0, 1.0)
-        answers = ask(seen)
-        better = answers < sure
-        pattern[better], best[better], sure[better] = tried[better], seen[better], answers[better]
-    return best
-
-
-def _add_squares(image: np.ndarray, sides: np.ndarray, rng: np.random.Generator) -> None:
+def _add_squares(image: np.ndarray, number: int, rng: np.random.Generator) -> None:
     height, width, channels = image.shape
+    sides = _sides(height, width, number, rng)
     tops, lefts = (rng.integers(0, length - sides + 1) for length in (height, width))
-    signs = rng.choice((-1.0, 1.0), (len(sides), channels))
+    signs = rng.choice((-1.0, 1.0), (number, channels))
     for side, top, left, sign in zip(sides, tops, lefts, signs, strict=True):
         image[top : top + side, left : left + side] = sign
 
 
-def _sides(height: int, width: int, halvings: np.ndarray) -> np.ndarray:
-    """Of squares whose share of the image was halved so often."""
-    shares = _LARGEST * 0.5**halvings
+def _sides(height: int, width: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Those of a search that has got so far: from the largest down to some size."""
+    reached = _HALVINGS * rng.random()
+    shares = _LARGEST * 0.5 ** (reached * np.sort(rng.random(number)))
     return np.clip(np.rint(np.sqrt(shares * height * width)).astype(int), 1, min(height, width))
 
 
