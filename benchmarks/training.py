@@ -55,7 +55,9 @@ CLASSES = 10
 _LEFT_OUT = {
     "purifier.gated": False,
     "purifier.pixel_share": 0.0,
+    "purifier.classes": 0,
     "training.gate_epochs": 0,
+    "training.certainty_epochs": 0,
     "training.nearest": 0.0,
     "training.head_weight": 0.0,
     "training.encoder_epochs": 0,

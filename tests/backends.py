@@ -16,7 +16,8 @@ from vqunet_tf.config import AttackConfig, TrainingConfig
 from vqunet_tf.models import blocks, classifiers
 from vqunet_tf.recipes import preset
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, fit, gate, loop
+from vqunet_tf.training import adversaries, certainty, fit, gate, loop
+from vqunet_tf.training.certainty import CertaintyObjective
 from vqunet_tf.training.encoder import EncoderObjective
 from vqunet_tf.training.objectives import AdaptiveObjective, GrayBoxObjective
 
@@ -62,7 +63,10 @@ def of_a_gate(purifier, guide, images):
     logits = np.sort(keras.ops.convert_to_numpy(purifier.graph(pixels.to_unit(images))["gate"]))
     bias = purifier.graph.get_layer("gate_logit").bias
     bias.assign(bias - (logits[7] + logits[8]) / 2)
-    results = {"purified, gated": purifier.purify(images), "gate": logits}
+    certainty.calibrate(purifier, images, 0.75)
+    found = purifier.graph(pixels.to_unit(images))
+    results = {name: keras.ops.convert_to_numpy(found[name]) for name in ("certainty", "classes")}
+    results |= {"purified, gated": purifier.purify(images), "gate": logits}
     with blocks.gates("soft"):
         gradient = backend.input_gradient(lambda x: keras.ops.square(purifier(x, training=False)))
         results["gradient of a soft gate"] = keras.ops.convert_to_numpy(gradient(pixels.to_unit(images)))
@@ -72,6 +76,8 @@ def of_a_gate(purifier, guide, images):
     shown["share"] = np.linspace(0, 1, len(images), dtype="float32").reshape(-1, 1, 1, 1)
     shown["open"] = 1.0 - attacked
     results["losses gated"] = steps(objective, shown)
+    learned = CertaintyObjective(purifier)
+    results["losses certainty"] = steps(learned, {"seen": images, "label": np.arange(16, dtype="int32") % 4})
     gate.calibrate(purifier, images, 0.25)
     results["losses gated"] = np.append(results["losses gated"], keras.ops.convert_to_numpy(bias))
     return results

@@ -31,8 +31,10 @@ def found(tmp_path_factory):
     classifier = classifiers.build("residual", (16, 16, 3), 4, (4, 8), 1)
     DefendedClassifier(purifier, classifier).save(folder / "defended.keras")
     sizes = {"widths": (8, 12), "num_embeddings": (16, 32), "embedding_dim": (4, 6)}
-    gated = VQUNet(**sizes, channels=3, gated=True, pixel_share=0.4)
+    gated = VQUNet(**sizes, channels=3, gated=True, pixel_share=0.4, classes=4)
     gated.graph(images, training=True)
+    head = gated.graph.get_layer("classes")
+    head.set_weights([np.random.default_rng(3).normal(size=(12, 4)).astype("float32"), np.zeros(4, "float32")])
     gated.save(folder / "gated.keras")
     digits, start = (
         np.random.default_rng(2).random((64, 32, 32, 1), dtype="float32"),

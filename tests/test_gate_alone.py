@@ -236,7 +236,8 @@ def test_a_stopped_run_goes_on_where_it_was(calls, tmp_path):
 def test_no_epochs_of_anything_are_refused(changes, tmp_path):
     config = tiny(**{**changes_of(tmp_path), "training.epochs": 0, **changes})
     with pytest.raises(
-        UserError, match="training.epochs: expected at least 1 where no gate alone goes on from a purifier, got 0"
+        UserError,
+        match="training.epochs: expected at least 1 where no gate or head alone goes on from a purifier, got 0",
     ):
         fit.train(config, RunFolder(tmp_path / "run"), say=silent)
     assert not (tmp_path / "run").exists()

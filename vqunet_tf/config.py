@@ -121,6 +121,7 @@ class PurifierConfig:
     gated: bool = False
     pixel_share: float = 0.0
     tones: int = 64
+    classes: int = 0
 
 
 # Which weights a training keeps, in the words of the report.
@@ -166,7 +167,10 @@ class TrainingConfig:
         chosen, or before them where it learns alone); 0 leaves it as it learned (gray_box).
     gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii, the
         nearest ones and patterns that need no gradient, and then stays as it is (gray_box).
-    epochs: of all that is not frozen, through the classifier; 0 where a gate alone is to go on from `start`.
+    certainty_epochs: in which the head of a purifier with `classes` learns alone, after everything else, from what an encoder that
+        learns alone is shown; all else stays as it is (gray_box).
+    uncertain: share of the clean validation images of whose class that head is then set to be in doubt (gray_box).
+    epochs: of all that is not frozen, through the classifier; 0 where a gate or that head alone is to go on from `start`.
     freeze_encoder: what leads to the bottleneck's quantizer stays as the encoder's own epochs, or `start`, left it. Baselines
         take over the purifier's and learn the rest.
     trades: weight of the clean-against-adversarial divergence (TRADES); 0 is cross-entropy on adversarial images (adaptive).
@@ -217,6 +221,8 @@ class TrainingConfig:
     gate_weight: float = 1.0
     gate_epochs: int = 0
     gate_false_alarms: float = 0.02
+    certainty_epochs: int = 0
+    uncertain: float = 0.15
     trades: float = 0.0
     epsilon_warmup: float = 0.2
     average: float = 0.02
@@ -254,6 +260,8 @@ class TrainingConfig:
             "gate_epochs",
             "epochs",
             "gate_false_alarms",
+            "certainty_epochs",
+            "uncertain",
         )
         if self.loop_epsilon:
             _radii("training.loop_epsilon", [self.loop_epsilon])
@@ -286,6 +294,8 @@ class TrainingConfig:
             raise UserError(
                 f"configuration training.gate_false_alarms: expected a share below 1, got {self.gate_false_alarms:g}"
             )
+        if not self.uncertain <= 1.0:
+            raise UserError(f"configuration training.uncertain: expected a share from 0 to 1, got {self.uncertain:g}")
         if self.final_pixel_weight is not None and not min(self.final_pixel_weight, self.pixel_weight) > 0:
             raise UserError(
                 "configuration training.final_pixel_weight: expected it and pixel_weight above 0, got "

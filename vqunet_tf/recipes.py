@@ -37,6 +37,7 @@ _DISTILLED = TrainingConfig(
     cutout=8,
     freeze_encoder=True,
     gate_epochs=20,
+    certainty_epochs=3,
     selection="last",
     selection_examples=1000,
 )
@@ -76,6 +77,7 @@ _PRESETS: dict[str, Config] = {
             normalize=True,
             gated=True,
             pixel_share=0.5,
+            classes=10,
         ),
         training=dataclasses.replace(
             _DISTILLED, encoder_epochs=76, epochs=31, max_shift=2, clean=1.75, noisy=0.25, pixel_weight=8.0
@@ -118,6 +120,7 @@ _PRESETS: dict[str, Config] = {
             normalize=True,
             gated=True,
             pixel_share=0.7,
+            classes=10,
         ),
         training=dataclasses.replace(
             _DISTILLED,
@@ -170,6 +173,7 @@ _ADAPTIVE: dict[str, Any] = {
     "purifier.finest_skip": 2,
     "purifier.gated": False,
     "purifier.pixel_share": 0.0,
+    "purifier.classes": 0,
     # Fine code books, 3.5 bits a number: with coarse ones (9 bits for 8 or 16 numbers) a small step of the attacker makes the
     # decoder's input jump, and one of many jumps fools.
     "purifier.num_embeddings": (128,),
@@ -179,6 +183,7 @@ _ADAPTIVE: dict[str, Any] = {
     "training.encoder_guidance": 0.0,
     "training.freeze_encoder": False,
     "training.gate_epochs": 0,
+    "training.certainty_epochs": 0,
     "training.nearest": 0.0,
     "training.learning_rate": 1e-3,
     "training.guidance_weight": 1.0,
@@ -243,9 +248,9 @@ _PRESETS |= {
 
 # Purifiers with which VQUNet is compared, by what makes them differ from it.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False, "pixel_share": 0.0},
-    "vqvae": {"quantize": True, "skips": False, "gated": False, "pixel_share": 0.0},
-    "dae": {"quantize": False, "skips": False, "gated": False, "pixel_share": 0.0},
+    "unet": {"quantize": False, "skips": True, "finest_skip": 0, "gated": False, "pixel_share": 0.0, "classes": 0},
+    "vqvae": {"quantize": True, "skips": False, "gated": False, "pixel_share": 0.0, "classes": 0},
+    "dae": {"quantize": False, "skips": False, "gated": False, "pixel_share": 0.0, "classes": 0},
 }
 
 

@@ -63,6 +63,12 @@ def gate(images: Any, name: str) -> Any:
     return convolution(h, 1, f"{name}_logit", kernel=1, dtype="float32", kernel_initializer="glorot_uniform")
 
 
+def head(bottleneck: Any, classes: int, name: str) -> Any:
+    """A linear classifier of the mean over all places: [B, h, w, C] -> logits [B, classes], all 0 until it has learned."""
+    seen = ops.mean(ops.relu(ops.cast(bottleneck, "float32")), axis=(1, 2))
+    return layers.Dense(classes, dtype="float32", kernel_initializer="zeros", name=name)(seen)
+
+
 @contextlib.contextmanager
 def gates(how: str) -> Iterator[None]:
     """Has all gates stay `open` or be `soft` within the block, in this thread only, for attackers whom a gate leaves no gradient.
@@ -88,6 +94,24 @@ def held_open(which: Any) -> Iterator[None]:
         yield
     finally:
         _GATES.reset(token)
+
+
+@keras.saving.register_keras_serializable("vqunet_tf")
+class Certainty(layers.Layer):
+    """How sure logits [B, K] are of the likeliest class: the logarithm of its odds, less a threshold; [B].
+
+    After Hendrycks & Gimpel 2017, arXiv 1610.02136. The threshold, 0 at first (odds of one to one), is a weight that no gradient moves.
+    """
+
+    def build(self, shape: Any) -> None:
+        self.threshold = self.add_weight(name="threshold", shape=(), initializer="zeros", trainable=False)
+
+    def call(self, logits: Any) -> Any:
+        likeliest = ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1], dtype=logits.dtype)
+        return ops.max(logits, axis=-1) - ops.logsumexp(logits - 1e9 * likeliest, axis=-1) - self.threshold
+
+    def compute_output_spec(self, logits: Any) -> Any:
+        return keras.KerasTensor(logits.shape[:-1], dtype=self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable("vqunet_tf")

@@ -50,13 +50,16 @@ class VQUNet(keras.Model):
         pixel_share: where that gate is open the result is this share of the image itself and else what the decoder drew; in [0, 1).
         tones: so many, equally far apart in [0, 1], are left of each number of that share (a fixed scalar code book: Mentzer et
             al. 2023, arXiv 2309.15505).
+        classes: number of classes of a linear head on the bottleneck; an image of whose class it is certain is drawn from the bottleneck
+            alone, too, so that skip connections and pixels speak where the bottleneck is in doubt. 0 has no head; it needs a gate.
 
     Attributes:
         graph: a functional model on the same layers that returns everything: `images`, `indices` (per level,
             int32 [B, h, w], or [B, h, w, groups]), `loss` (the quantizers', a scalar), `perplexity` (per level),
             `bottleneck` (what the decoder begins with, [B, h, w, decoder_widths[-1]]) and, where it is `gated`, `gate`
             (logits [B]: above 0 the skip connections are closed). With a `pixel_share` also `drawn`, what the decoder drew, and
-            `pixels`, what is added to that with all of the share: `images` is `drawn` + `pixel_share` `pixels`.
+            `pixels`, what is added to that with all of the share: `images` is `drawn` + `pixel_share` `pixels`. With `classes` also
+            the head's logits `classes` [B, K] and `certainty` [B] (above 0 the skip connections are closed, whatever the gate says).
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class VQUNet(keras.Model):
         gated: bool = False,
         pixel_share: float = 0.0,
         tones: int = 64,
+        classes: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**{"autocast": False, **kwargs})  # images come in as float32 whatever the policy
@@ -117,6 +121,10 @@ class VQUNet(keras.Model):
             raise ValueError(
                 f"Expected a gate (gated=True) where pixel_share is above 0. Received: pixel_share={pixel_share!r}"
             )
+        if classes and (classes < 2 or not gated):
+            raise ValueError(
+                f"Expected classes of 0, or at least 2 with a gate (gated=True). Received: classes={classes!r}, gated={gated!r}"
+            )
 
         # === Layers ===
         bottled = range(finest_skip, depth) if skips else [depth - 1]
@@ -143,11 +151,6 @@ class VQUNet(keras.Model):
 
         outputs: dict[str, Any] = {"indices": {}, "perplexity": {}}
         losses = []
-        passed: Any = 1.0
-        if gated:
-            logits = parts.gate(centred, "gate")
-            outputs["gate"] = ops.reshape(logits, (-1,))
-            passed = parts.Passage(dtype="float32", name="passage")(logits)
 
         def bottle(level: int) -> Any:
             """What the decoder may see of a level: code-book content only."""
@@ -161,6 +164,15 @@ class VQUNet(keras.Model):
             return parts.convolution(z, drawn[level], f"from_codes_{level}", kernel=1)
 
         h = outputs["bottleneck"] = bottle(depth - 1)
+        passed: Any = 1.0
+        if gated:
+            logits = parts.gate(centred, "gate")
+            outputs["gate"] = ops.reshape(logits, (-1,))
+            if classes:
+                outputs["classes"] = parts.head(h, classes, "classes")
+                outputs["certainty"] = parts.Certainty(dtype="float32", name="certainty")(outputs["classes"])
+                logits = ops.maximum(logits, ops.reshape(outputs["certainty"], (-1, 1, 1, 1)))
+            passed = parts.Passage(dtype="float32", name="passage")(logits)
         for i in reversed(range(depth)):
             if i < depth - 1:
                 h = parts.up(h, drawn[i], f"up_{i}")
@@ -200,6 +212,7 @@ class VQUNet(keras.Model):
         self.gated = gated
         self.pixel_share = pixel_share
         self.tones = tones
+        self.classes = classes
         self(images)  # so that it can be saved and exported before its first use
         self.jit_compile = self.graph.jit_compile = backend.needs_jit()
 
@@ -274,7 +287,7 @@ class VQUNet(keras.Model):
     def get_config(self) -> dict[str, Any]:
         names = ["widths", "blocks", "num_embeddings", "embedding_dim", "groups", "stem", "channels"]
         names += ["commitment_cost", "decay", "quantize", "skips", "normalize", "finest_skip", "codebook"]
-        names += ["decoder_widths", "decoder_blocks", "gated", "pixel_share", "tones"]
+        names += ["decoder_widths", "decoder_blocks", "gated", "pixel_share", "tones", "classes"]
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 

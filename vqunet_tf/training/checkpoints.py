@@ -18,7 +18,8 @@ from vqunet_tf.recipes import ABLATIONS
 from vqunet_tf.training.batches import Batches
 
 _KEPT = 2  # the newest, and one to fall back to
-ENCODER, GATE = "_encoder", "_gate"  # end the names of the stages in which an encoder or a gate learns alone
+# These end the names of the stages in which an encoder, a gate or the head that is certain of a class learns alone.
+ENCODER, GATE, CERTAINTY = "_encoder", "_gate", "_certainty"
 
 
 class Keeper(Protocol):
@@ -37,7 +38,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     Args:
         folder: where the checkpoints of all stages lie.
-        stage: `classifier`, `purifier` or the name of a baseline, or one of these with `ENCODER` or `GATE`.
+        stage: `classifier`, `purifier` or the name of a baseline, or one of these with `ENCODER`, `GATE` or `CERTAINTY`.
         batches: what the model is trained on.
         keepers: what else is saved, by name.
         stop: asked after every call of the backend; a truth saves and raises `Interrupted`.
@@ -174,9 +175,8 @@ def remove(folder: Path, unfinished: Collection[str] = ()) -> None:
 
     Checkpoints of stages that are `unfinished` stay, if there are any, and with them the training adversaries.
     """
-    kept = {
-        name: (f"{name}.*", f"{name}{ENCODER}.*", f"{name}{GATE}.*") for name in ("classifier", "purifier", *ABLATIONS)
-    }
+    stages = ("", ENCODER, GATE, CERTAINTY)
+    kept = {name: [f"{name}{stage}.*" for stage in stages] for name in ("classifier", "purifier", *ABLATIONS)}
     begun = [name for name in unfinished if any(path for pattern in kept[name] for path in folder.glob(pattern))]
     done = [pattern for name, patterns in kept.items() if name not in begun for pattern in patterns]
     for pattern in [*done, "part.*", *(() if begun else ("adversaries.*", "nearest.npy"))]:

@@ -17,6 +17,7 @@ from vqunet_tf.models import DefendedClassifier, VQUNet, classifiers
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import (
+    certainty,
     checkpoints,
     crafting,
     devices,
@@ -207,7 +208,8 @@ class _Stages:
                 config, self.run, self.split.images, self._known_guide, self.stop, self._exact_guide
             )
             views, adversarial = make(0)
-            labels = self.split.labels if training.head_weight else None
+            learns_certainty = wanted.settings.classes > 0 and training.certainty_epochs > 0
+            labels = self.split.labels if training.head_weight or learns_certainty else None
             answers = make.answers(views)
             if training.encoder_guidance and answers is None:
                 raise UserError(
@@ -237,6 +239,8 @@ class _Stages:
             if wanted.start is not None:
                 purifier.set_weights(wanted.start.get_weights())
             purifier.set_gradient(training.gradient)
+            if purifier.classes:
+                purifier.graph.get_layer("classes").trainable = False  # until its own epochs
         head = None
         if training.freeze_encoder and wanted.name in ABLATIONS:
             self._adopt(purifier)  # the same network, which stays as it is: no need to train it again
@@ -250,6 +254,8 @@ class _Stages:
             self._train_whole(wanted.name, purifier, batches, head, prepare)
         if purifier.gated and training.gate_false_alarms and not training.gate_epochs:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
+        if purifier.classes and training.certainty_epochs:
+            self._train_certainty(wanted.name, purifier, batches)
         _save(_in_float32(build, purifier), wanted.path)
 
     def _train_whole(
@@ -313,6 +319,27 @@ class _Stages:
         if training.gate_false_alarms:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
         objective.learner.trainable = False
+
+    def _train_certainty(self, name: str, purifier: VQUNet, whole: GrayBoxBatches) -> None:
+        """Trains the head of a purifier that is otherwise finished, and sets how often it is in doubt."""
+        training = self.config.training
+        batches = EncoderBatches(whole, training)
+        with devices.scope(training.strategy):
+            objective = certainty.CertaintyObjective(purifier)
+        stage = loop.Stage(
+            name=name + checkpoints.CERTAINTY,
+            objective=objective,
+            trained=objective.learner,
+            batches=batches,
+            epochs=training.certainty_epochs,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            warmup=training.warmup,
+        )
+        averages = self._averages(objective.learner, batches, training.certainty_epochs)
+        boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
+        loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
+        certainty.calibrate(purifier, self.held_out.images, training.uncertain)
 
     def _adopt(self, baseline: VQUNet) -> None:
         try:

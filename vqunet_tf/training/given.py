@@ -22,6 +22,7 @@ OBJECTIVES = ("gray_box", "adaptive")
 PRECISIONS = ("float32", "mixed_bfloat16")  # in float16 gradients of images vanish
 
 _CODES = ("num_embeddings", "embedding_dim", "groups")
+_HEAD = ("classes", "certainty")  # layers
 
 
 def refuse_impossible(config: Config) -> None:
@@ -51,10 +52,12 @@ def refuse_impossible(config: Config) -> None:
                 f"got {getattr(training, name)}: train with --strategy=none, or leave it out"
             )
     _refuse_encoder(config)
-    if not training.epochs and not (training.gate_epochs and training.start and config.purifier.gated):
+    _refuse_certainty(config)
+    alone = (training.gate_epochs and config.purifier.gated) or training.certainty_epochs
+    if not training.epochs and not (alone and training.start):
         raise UserError(
-            "configuration training.epochs: expected at least 1 where no gate alone goes on from a purifier, got 0: set it, or "
-            "training.gate_epochs with training.start and purifier.gated"
+            "configuration training.epochs: expected at least 1 where no gate or head alone goes on from a purifier, got 0: set it, or "
+            "training.start with training.gate_epochs and purifier.gated or with training.certainty_epochs and purifier.classes"
         )
     if config.purifier.gated:
         _refuse_gate(training)
@@ -73,7 +76,8 @@ def _refuse_encoder(config: Config) -> None:
     training = config.training
     for name in ("cutout", "encoder_guidance"):
         value = getattr(training, name)
-        if value and not (training.encoder_epochs and training.objective == "gray_box"):
+        alone = training.encoder_epochs or (name == "cutout" and training.certainty_epochs)
+        if value and not (alone and training.objective == "gray_box"):
             raise UserError(
                 f"configuration training.{name}: expected 0 where no encoder learns alone from training adversaries, got {value:g}: "
                 "set training.encoder_epochs, with the objective gray_box"
@@ -85,12 +89,28 @@ def _refuse_encoder(config: Config) -> None:
         )
 
 
+def _refuse_certainty(config: Config) -> None:
+    """Until it has learned a head is certain of nothing."""
+    classes, epochs = config.purifier.classes, config.training.certainty_epochs
+    if epochs and not classes:
+        raise UserError(
+            f"configuration training.certainty_epochs: expected 0 for a purifier without a head, got {epochs}: "
+            "set it to 0, or purifier.classes"
+        )
+    if classes and not (epochs or config.training.start):
+        raise UserError(
+            f"configuration training.certainty_epochs: expected at least 1 for a purifier with a head (purifier.classes "
+            f"is {classes}), got 0"
+        )
+
+
 def _refuse_gate(training: TrainingConfig) -> None:
     """A gate learns to tell adversaries from what is none: it needs both, and to know which is which."""
     if training.objective != "gray_box":
         raise UserError(
             f"configuration purifier.gated: expected false for the objective {training.objective}, which shows no clean images, got true: "
             "give --set=purifier.gated=false --set=purifier.pixel_share=0 --set=training.gate_epochs=0"
+            + (" --set=purifier.classes=0 --set=training.certainty_epochs=0" if training.certainty_epochs else "")
         )
     if training.loop_epsilon:
         raise UserError(
@@ -109,7 +129,13 @@ def _refuse_gate(training: TrainingConfig) -> None:
 
 
 def refuse_images(config: Config) -> None:
-    """Raises a `UserError` for images that are too small for the purifier."""
+    """Raises a `UserError` for images that are too small for the purifier, or have more or fewer classes than its head."""
+    known, classes = len(config.data.class_names), config.purifier.classes
+    if classes not in (0, known):
+        raise UserError(
+            f"configuration purifier.classes: expected the number of classes of these images, {known}, got {classes}: "
+            f"give --set=purifier.classes={known}"
+        )
     settings, shape = config.purifier, config.data.image_shape
     multiple = settings.stem * 2 ** (len(settings.widths) - 1)
     least = max(8, (multiple + 1) // 2)
@@ -155,7 +181,10 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
     wanted = VQUNet(**expected)
     asked, there = wanted.get_config(), purifier.get_config()
     for name in expected:
-        if name not in ("commitment_cost", "decay", "pixel_share", "tones", *_CODES) and asked[name] != there[name]:
+        if (
+            name not in ("commitment_cost", "decay", "pixel_share", "tones", "classes", *_CODES)
+            and asked[name] != there[name]
+        ):
             raise UserError(
                 f"training.start {path}: its {name} is {there[name]!r}, the configuration has {asked[name]!r}: "
                 f"give --set=purifier.{name}={json.dumps(there[name], separators=(',', ':'))}"
@@ -172,6 +201,8 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
         )
     layers = {layer.name: layer for layer in purifier.graph.layers}
     for layer in wanted.graph.layers:  # one by one: how many of the pixels are shared moves the order of the weights
+        if layer.name in _HEAD and asked["classes"] != there["classes"]:
+            continue  # a head of its own, which has yet to learn
         if layer.weights and (same or not isinstance(layer, VectorQuantizer)):
             layer.set_weights(layers[layer.name].get_weights())
     return wanted
