@@ -70,6 +70,11 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert " --white_box_attacks=fgsm " in found["command"]
     made = {(row["threat_model"], row["attack"]) for row in found["rows"] if not row["worst_case"]}
     assert made >= {("gray_box", "pgd"), ("white_box", "fgsm")} and ("white_box", "pgd") not in made
+
+    _main(f"--run_dir={run_folder.path}", "--attacks=square", "--queries=3", "--epsilons=0.1")
+    found = json.loads(run_folder.report.read_text())
+    assert "--queries=3" in found["command"]
+    assert {row["steps"] for row in found["rows"] if row["attack"] == "square"} == {3}
     _main(f"--run_dir={run_folder.path}", "--epsilons=0.1", "--attacks=fgsm")
     assert not (run_folder.path / "plots" / "curves.png").exists()  # one epsilon is no curve, and the old one is wrong
 

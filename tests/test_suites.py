@@ -251,3 +251,16 @@ def test_iterated_attacks_can_be_held_to_the_first_images(bench):
     assert {job.limit for job in jobs(one, bench, one.models)} == {None}
     with pytest.raises(UserError, match="expected at least 100 images, got 99"):
         suites.build("full", [], THREATS, steps=3, iterated_examples=99)
+
+
+def test_attacks_that_ask_for_answers_may_ask_more_often():
+    usual, more = (suites.build("full", [], THREATS[:1], steps=3, queries=queries) for queries in (None, 5000))
+    changed = {
+        attack.name: (attack.steps, other.steps)
+        for attack, other in zip(usual.attacks, more.attacks, strict=True)
+        if attack != other
+    }
+    assert changed == {"square": (1000, 5000), "hopskipjump": (1000, 5000)}
+    assert more.suite.limits == usual.suite.limits
+    with pytest.raises(UserError, match="queries: expected at least 1 for each image, got 0"):
+        suites.build("full", [], THREATS, steps=3, queries=0)

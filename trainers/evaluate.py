@@ -60,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
     channels = (config.data.image_shape or (1,))[-1]
     threats = _threats(values, settings, channels)
     chosen = (values.suite, values.attacks, threats, settings.pgd_steps, values.iterated_examples)
-    plan = suites.build(*chosen, values.white_box_attacks)
+    plan = suites.build(*chosen, values.white_box_attacks, values.queries)
     classifier, purifier = folder.load_classifier(), folder.load_purifier()
     inputs.check_agreement(config, classifier, purifier, str(folder.path))
 
@@ -193,6 +193,8 @@ def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation
     texts += [f"--surrogate={_public(Path(path))}" for path in values.surrogate if plan.carried]
     if values.iterated_examples is not None:
         texts.append(f"--iterated_examples={values.iterated_examples}")
+    if values.queries is not None:
+        texts.append(f"--queries={values.queries}")
     numbers = f"--num_examples={evaluation.n} --seed={evaluation.seed}"
     return " ".join(["python -m trainers.evaluate", run, f"--suite={values.suite}", *texts, numbers])
 
@@ -230,6 +232,8 @@ def console(argv: Sequence[str] | None = None) -> None:
     flags.DEFINE_integer("num_examples", None, number, flag_values=values)
     fewer = "at most so many of these, the first ones, for attacks of several steps; without it all"
     flags.DEFINE_integer("iterated_examples", None, fewer, flag_values=values)
+    asked = "of attacks that see answers only, for each image; without it 1000"
+    flags.DEFINE_integer("queries", None, asked, flag_values=values)
     text("baselines_dir", None, "another run, whose trained unet, vqvae and dae are measured; without it the run's own")
     text("output_dir", None, "where to write; without it the run folder")
     text("data_dir", None, "where prepared TFDS data sets lie; without it the run's")

@@ -19,6 +19,8 @@ TRANSFER = "transfer"
 
 _GRADIENT = ("fgsm", "bim", "pgd", "pgd_targeted", "mim", "apgd_ce", "apgd_dlr", "cw_l2", "deepfool")
 
+_ASKING = ("square", "hopskipjump")  # their steps are queries
+
 # Hours for a thousand images: the first few are enough to see whether gradients hide something.
 _SLOW = {"square": 200, "hopskipjump": 50}
 
@@ -144,11 +146,13 @@ def build(
     steps: int,
     iterated_examples: int | None = None,
     white: Sequence[str] = (),
+    queries: int | None = None,
 ) -> Plan:
     """Returns the attacks of a suite, or those named, each within the threats whose norm it has.
 
     names: overrides the suite unless empty; `white` its white-box attacks likewise. steps: of the iterated attacks.
     iterated_examples: the largest number of images that attacks of several steps meet; without it all.
+    queries: of those that see answers only, for each image; without it their own number.
     threats: of several norms an attack takes the first that it has, linf before l2.
 
     Unknown names, and a named attack without any of the norms, raise a `UserError`; a suite leaves such an attack out.
@@ -159,9 +163,11 @@ def build(
         raise UserError(
             f"iterated attacks: expected at least {FEW} images, got {iterated_examples}: fewer would be left out of the worst case"
         )
+    if queries is not None and queries < 1:
+        raise UserError(f"queries: expected at least 1 for each image, got {queries}")
     chosen = suite(name, names, white)
     made: dict[str, list[Attack]] = {
-        each: _within(each, threats, steps)
+        each: _asking(each, _within(each, threats, steps), queries)
         for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
         if names or each in white or any(threat.norm in attacks.ATTACKS[_made(each)].norms for threat in threats)
     }
@@ -190,6 +196,11 @@ def build(
 def _made(name: str) -> str:
     """What crafts an attack: what is carried over, momentum, which carries over best (Dong et al. 2017, arXiv 1710.06081)."""
     return "mim" if name == TRANSFER else name
+
+
+def _asking(name: str, made: list[Attack], queries: int | None) -> list[Attack]:
+    """The same attacks, with so many queries if they are made of queries."""
+    return [dataclasses.replace(attack, steps=queries) for attack in made] if queries and name in _ASKING else made
 
 
 def _within(name: str, threats: Sequence[Threat], steps: int) -> list[Attack]:
