@@ -95,6 +95,8 @@ def _purifier(config: Config, model: VQUNet) -> str:
     gated = ", gated" if model.gated else ""
     if model.pixel_share:
         gated += f" ({model.pixel_share:g} of the pixels in {model.tones} tones where the gate is open)"
+    if model.classes:
+        gated += ", closed too where a head on the bottleneck is certain of the class"
     return (
         f"VQUNet{gated}, widths {_listed(model.widths)}{blocks}, {codes}{groups}, stem {model.stem}, "
         f"{model.count_params():,} parameters, "
@@ -122,6 +124,11 @@ def _recipe(config: Config) -> str:
         )
     if training.nearest:
         parts.append("the nearest adversaries in l2 too")
+    if training.certainty_epochs and config.purifier.classes:
+        parts.append(
+            f"last the head on the bottleneck for {training.certainty_epochs} epochs, set to be in doubt about {training.uncertain:.0%} of "
+            "the clean images held out"
+        )
     if training.start:
         parts.insert(1, f"begun with `{training.start}`")
     if training.freeze_encoder:
@@ -150,6 +157,8 @@ def _steps(config: Config, counts: tuple[int, int] | None, given: bool) -> str:
     if training.gate_epochs and config.purifier.gated:
         parts["gate"] = (training.gate_epochs, training.batch_size)
     parts["purifier"] = (training.epochs, training.batch_size)
+    if training.certainty_epochs and config.purifier.classes:
+        parts["head"] = (training.certainty_epochs, training.batch_size)
     steps = {role: epochs * (counts[0] // min(size, counts[0])) for role, (epochs, size) in parts.items()}
     return ", ".join(f"{role} {count // training.accumulate:,}" for role, count in steps.items())
 

@@ -261,6 +261,10 @@ def test_what_cannot_be_is_refused(arguments):
     [
         ({"purifier.classes": 0}, "training.certainty_epochs: expected 0 for a purifier without a head, got 2"),
         ({"training.certainty_epochs": 0}, r"at least 1 for a purifier with a head \(purifier.classes is 10\), got 0"),
+        (
+            {"training.certainty_epochs": 0, "training.start": "x.keras"},
+            r"at least 1 for a purifier with a head \(purifier.classes is 10\), got 0",
+        ),
         ({"purifier.classes": 7}, "purifier.classes: expected the number of classes of these images, 10, got 7"),
         ({"training.uncertain": 1.5}, "training.uncertain: expected a share from 0 to 1, got 1.5"),
         ({"training.epochs": 0}, "training.epochs: expected at least 1 where no gate or head alone goes on"),

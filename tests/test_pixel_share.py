@@ -211,7 +211,7 @@ def test_a_run_learns_with_shares_and_nearest_adversaries(tmp_path):
     assert {stage for stage, _, _ in losses_of(run)} == {"purifier_gate", "purifier", "dae"}
 
 
-def test_four_replicas_learn_a_gate_and_shares_like_one_device(tmp_path):
+def test_four_replicas_learn_a_gate_shares_and_a_head_like_one_device(tmp_path):
     """What is held open belongs to its images, whichever replica has them."""
     assert devices.replicas("mirrored") == 4
     save_linear(tmp_path / "mine.keras")
@@ -223,10 +223,11 @@ def test_four_replicas_learn_a_gate_and_shares_like_one_device(tmp_path):
         # A small rate, and no codes: rounding that tips the choice of a code is a difference that grows.
         changes |= {"purifier.quantize": False, "training.gate_epochs": 3, "training.epochs": 3}
         changes |= {"training.learning_rate": 5e-4, "training.selection": "last"}
+        changes |= {"purifier.classes": 10, "training.certainty_epochs": 3}
         fit.train(tiny(**changes), run, say=silent)
         losses[strategy] = losses_of(run)
     assert set(losses["none"]) == set(losses["mirrored"])
-    assert ("purifier_gate", "3", "gate") in losses["none"]
+    assert {("purifier_gate", "3", "gate"), ("purifier_certainty", "3", "class")} <= set(losses["none"])
     for place, value in losses["none"].items():
         assert losses["mirrored"][place] == pytest.approx(value, abs=1e-4), place
 
@@ -236,13 +237,14 @@ def test_in_half_precision_gate_and_pixels_stay_in_full(images):
     models = {}
     for precision in ("float32", "mixed_bfloat16"):
         with devices.precision(precision):
-            models[precision] = VQUNet(gated=True, pixel_share=0.7, quantize=False, **SIZES)
+            models[precision] = VQUNet(gated=True, pixel_share=0.7, quantize=False, classes=3, **SIZES)
     full, half = models.values()
+    full.graph.get_layer("gate_logit").bias.assign([-1.0])
     half.set_weights(full.get_weights())
     assert half.graph.get_layer("encoder_0_0_conv1").compute_dtype == "bfloat16"
     unit = images[:3].astype("float32") / 255
     found, wanted = (
-        {name: np.asarray(value) for name, value in model.graph(unit).items() if name in ("gate", "drawn", "pixels")}
+        {name: np.asarray(model.graph(unit)[name]) for name in ("gate", "drawn", "pixels", "classes", "certainty")}
         for model in (half, full)
     )
     assert {value.dtype for value in found.values()} == {np.dtype("float32")}

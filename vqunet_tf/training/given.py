@@ -90,14 +90,14 @@ def _refuse_encoder(config: Config) -> None:
 
 
 def _refuse_certainty(config: Config) -> None:
-    """Until it has learned a head is certain of nothing."""
+    """Until it has learned a head is certain of nothing, and after the bottleneck has learned more, of what it no longer knows."""
     classes, epochs = config.purifier.classes, config.training.certainty_epochs
     if epochs and not classes:
         raise UserError(
             f"configuration training.certainty_epochs: expected 0 for a purifier without a head, got {epochs}: "
             "set it to 0, or purifier.classes"
         )
-    if classes and not (epochs or config.training.start):
+    if classes and not epochs and (config.training.epochs or not config.training.start):
         raise UserError(
             f"configuration training.certainty_epochs: expected at least 1 for a purifier with a head (purifier.classes "
             f"is {classes}), got 0"
