@@ -31,7 +31,7 @@ from benchmarks import ablation_table
 from vqunet_tf import data, errors, runs
 from vqunet_tf.config import FAMILIES, Config
 from vqunet_tf.models import DefendedClassifier, classifiers
-from vqunet_tf.recipes import preset
+from vqunet_tf.recipes import UNGATED, preset
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, crafting, fit
 from vqunet_tf.training.interruption import Interruption
@@ -66,7 +66,9 @@ def variants(config: Config) -> list[Variant]:
         what = ablation_table.coarsest(kept, depth)
         chosen: dict[str, Any] = {"purifier__finest_skip": depth - kept}
         if kept == 1 and config.purifier.gated:
-            chosen["purifier__gated"] = False  # there is no skip connection left to close
+            chosen |= {
+                key.replace(".", "__"): value for key, value in UNGATED.items()
+            }  # there is no skip connection left to close
         if depth - kept != config.purifier.finest_skip:
             add(f"levels_{kept}", "levels", what, **chosen)
         add(f"unquantized_{kept}", "levels", f"{what}, without code books", **chosen, purifier__quantize=False)

@@ -42,7 +42,7 @@ from benchmarks import bare, purifier
 from vqunet_tf import VQUNet
 from vqunet_tf.config import Config
 from vqunet_tf.models import classifiers
-from vqunet_tf.recipes import preset
+from vqunet_tf.recipes import UNGATED, preset
 from vqunet_tf.runs import RunFolder
 from vqunet_tf.training import adversaries, loop
 from vqunet_tf.training.augment import Views
@@ -53,11 +53,7 @@ from vqunet_tf.training.objectives import GrayBoxObjective
 SHAPES = {**purifier.SHAPES, "smoke": (16, 16, 1)}
 CLASSES = 10
 _LEFT_OUT = {
-    "purifier.gated": False,
-    "purifier.pixel_share": 0.0,
-    "purifier.classes": 0,
-    "training.gate_epochs": 0,
-    "training.certainty_epochs": 0,
+    **UNGATED,
     "training.nearest": 0.0,
     "training.head_weight": 0.0,
     "training.encoder_epochs": 0,

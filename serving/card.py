@@ -28,6 +28,8 @@ def of_run(folder: RunFolder) -> str:
     widths = config.purifier.decoder_widths
     decoder = f" (decoder {_listed(widths)})" if widths else ""
     kind = "VQUNet, gated" if config.purifier.gated else "VQUNet"
+    if config.purifier.classes:
+        kind += f", all but about {config.training.uncertain:.0%} of clean images drawn from the bottleneck alone"
     rows = {
         "data": f"{data.dataset}, images {shape}, {len(data.class_names)} classes",
         "classifier": config.classifier.path or f"{config.classifier.name}, widths {_listed(config.classifier.widths)}",

@@ -259,7 +259,10 @@ ALONE = {"training.encoder_epochs": 1, "training.head_weight": 1.0}
             "loop_epsilon: expected 0 for a gated purifier.*got 0.1",
         ),
         ({"training.gate_epochs": 3}, "gate_epochs: expected 0 for a purifier without a gate, got 3: set it to 0, or"),
-        ({"training.objective": "adaptive", "training.gate_epochs": 3}, "gate_epochs: expected 0.*got 3: set it to 0$"),
+        (
+            {"training.objective": "adaptive", "training.gate_epochs": 3},
+            "gate_epochs: expected 0.*got 3: set it to 0 .no gate",
+        ),
         (
             {"training.gate_weight": 0.0, "purifier.gated": True},
             "gate_weight: expected more than 0 for a gated purifier",

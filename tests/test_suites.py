@@ -262,5 +262,9 @@ def test_attacks_that_ask_for_answers_may_ask_more_often():
     }
     assert changed == {"square": (1000, 5000), "hopskipjump": (1000, 5000)}
     assert more.suite.limits == usual.suite.limits
-    with pytest.raises(UserError, match="queries: expected at least 1 for each image, got 0"):
-        suites.build("full", [], THREATS, steps=3, queries=0)
+    with pytest.raises(UserError, match="at least 200 for each image of square and hopskipjump, got 199"):
+        suites.build("full", [], THREATS, steps=3, queries=199)
+    with pytest.raises(UserError, match="at least 3 for each image of square, got 2"):
+        suites.build("full", ["square"], THREATS, steps=3, queries=2)
+    with pytest.raises(UserError, match="expected square or hopskipjump among the attacks.*got neither"):
+        suites.build("quick", [], THREATS, steps=3, queries=5000)

@@ -324,8 +324,8 @@ class AttackConfig:
     copies: adversarial versions of every training image.
     max_steps: iterations of the longest attack in the family.
     leave_out: families that are not made, of targeted, untargeted, features, single_step, iterated, momentum.
-    refresh: epochs of the purifier after which all are crafted anew; 0 crafts once for the run. An encoder that learns alone
-        sees the first.
+    refresh: epochs of the purifier after which all are crafted anew; 0 crafts once for the run. An encoder or
+        a head that learns alone sees the first.
     """
 
     epsilon: float = 0.1

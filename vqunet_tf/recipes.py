@@ -168,13 +168,19 @@ _PRESETS: dict[str, Config] = {
     "default": Config(attack=AttackConfig(epsilon=12 / 255), evaluation=EvaluationConfig(epsilons=(8 / 255,))),
 }
 
-_ADAPTIVE: dict[str, Any] = {
-    # None with three levels: through skip connections perturbations pass the decoder, to a classifier that never learned to
-    # resist. So `vqvae` is the same network, and `unet` the one with all skip connections.
-    "purifier.finest_skip": 2,
+# All that a gate needs, and what needs a gate, left out.
+UNGATED: dict[str, Any] = {
     "purifier.gated": False,
     "purifier.pixel_share": 0.0,
     "purifier.classes": 0,
+    "training.gate_epochs": 0,
+    "training.certainty_epochs": 0,
+}
+_ADAPTIVE: dict[str, Any] = {
+    **UNGATED,
+    # None with three levels: through skip connections perturbations pass the decoder, to a classifier that never learned to
+    # resist. So `vqvae` is the same network, and `unet` the one with all skip connections.
+    "purifier.finest_skip": 2,
     # Fine code books, 3.5 bits a number: with coarse ones (9 bits for 8 or 16 numbers) a small step of the attacker makes the
     # decoder's input jump, and one of many jumps fools.
     "purifier.num_embeddings": (128,),
@@ -183,8 +189,6 @@ _ADAPTIVE: dict[str, Any] = {
     "training.cutout": 0,
     "training.encoder_guidance": 0.0,
     "training.freeze_encoder": False,
-    "training.gate_epochs": 0,
-    "training.certainty_epochs": 0,
     "training.nearest": 0.0,
     "training.learning_rate": 1e-3,
     "training.guidance_weight": 1.0,

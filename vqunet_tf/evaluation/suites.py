@@ -163,9 +163,9 @@ def build(
         raise UserError(
             f"iterated attacks: expected at least {FEW} images, got {iterated_examples}: fewer would be left out of the worst case"
         )
-    if queries is not None and queries < 1:
-        raise UserError(f"queries: expected at least 1 for each image, got {queries}")
     chosen = suite(name, names, white)
+    if queries is not None:
+        _refuse_queries(queries, chosen)
     made: dict[str, list[Attack]] = {
         each: _asking(each, _within(each, threats, steps), queries)
         for each in dict.fromkeys((*chosen.gray, *chosen.white, *chosen.black))
@@ -196,6 +196,18 @@ def build(
 def _made(name: str) -> str:
     """What crafts an attack: what is carried over, momentum, which carries over best (Dong et al. 2017, arXiv 1710.06081)."""
     return "mim" if name == TRANSFER else name
+
+
+def _refuse_queries(queries: int, chosen: Suite) -> None:
+    asking = [name for name in _ASKING if name in chosen.black]
+    if not asking:
+        raise UserError(
+            f"queries: expected {' or '.join(_ASKING)} among the attacks, which ask for answers, got neither"
+        )
+    # HopSkipJump asks some 200 times before it has taken its first step.
+    least = 200 if "hopskipjump" in asking else 3
+    if queries < least:
+        raise UserError(f"queries: expected at least {least} for each image of {' and '.join(asking)}, got {queries}")
 
 
 def _asking(name: str, made: list[Attack], queries: int | None) -> list[Attack]:

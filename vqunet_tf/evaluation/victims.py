@@ -7,8 +7,9 @@ real purifier, and whatever they craft is scored on the real chain:
     rotation, soft      other estimators of the same quantizers, see `models/quantize.py`
     identity            forward through the whole purifier, back as if it were the identity (BPDA)
     unquantized         quantizers switched off, forward and back: a smooth network with the same weights
-    open_gate           straight-through, with the gate of a gated purifier held open, forward and back
-    soft_gate           straight-through; back through a gate as if it were a sigmoid of a tenth of its logit
+    open_gate           straight-through, with the skip connections of a gated purifier held open, forward and back
+    soft_gate           straight-through; back through a gate as if it were a sigmoid of a tenth of its logit (of the larger one of
+                        the gate's and the certainty's, where a head closes the skip connections too)
     mismatch            another loss: away from the codes that the clean image chose
     own                 the gradient of a purifier without quantizers
     smooth              forward through the whole purifier, back through a function close to it

@@ -47,7 +47,7 @@ class VQUNet(keras.Model):
         finest_skip: level of the finest skip connection; those of finer levels are left out.
         gated: True closes the skip connections of an image that a small network on its pixels takes for tampered with: it is
             drawn from the bottleneck alone.
-        pixel_share: where that gate is open the result is this share of the image itself and else what the decoder drew; in [0, 1).
+        pixel_share: where the skip connections are open the result is this share of the image itself and else what was drawn; in [0, 1).
         tones: so many, equally far apart in [0, 1], are left of each number of that share (a fixed scalar code book: Mentzer et
             al. 2023, arXiv 2309.15505).
         classes: number of classes of a linear head on the bottleneck; an image of whose class it is certain is drawn from the bottleneck

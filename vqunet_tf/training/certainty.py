@@ -37,6 +37,13 @@ class CertaintyObjective(Objective):
         return {"class": cross_entropy(outputs, x["label"])}
 
 
+def forget(purifier: VQUNet) -> None:
+    """Makes a purifier's head certain of nothing, as it is before it has learned."""
+    for name in ("classes", "certainty"):
+        for weight in purifier.graph.get_layer(name).weights:
+            weight.assign(0.0 * weight)
+
+
 def calibrate(purifier: VQUNet, images: np.ndarray, uncertain: float) -> None:
     """Moves the threshold of a purifier's certainty to where it is in doubt about this share of clean images: halfway between two of them.
 
@@ -44,10 +51,11 @@ def calibrate(purifier: VQUNet, images: np.ndarray, uncertain: float) -> None:
         images: clean ones, uint8 [N, H, W, C].
         uncertain: a share in [0, 1].
     """
+    threshold = purifier.graph.get_layer("certainty").threshold
+    threshold.assign(0.0)  # beside a large one the odds would be lost
     say = keras.Model(purifier.graph.inputs, purifier.graph.output["certainty"])
     parts = [say(pixels.to_unit(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
     found = np.sort(np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]))
     in_doubt = round(uncertain * len(found))
     between = np.pad(found, 1, constant_values=(found[0] - 1.0, found[-1] + 1.0))[in_doubt : in_doubt + 2].mean()
-    threshold = purifier.graph.get_layer("certainty").threshold
-    threshold.assign(threshold + between)
+    threshold.assign(between)

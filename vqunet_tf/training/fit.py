@@ -130,7 +130,11 @@ def _missing(config: Config, run: RunFolder, baselines: Sequence[str], say: Say)
             if not source.exists():
                 say(f"warning: {name} begins with random weights, the purifier with {begin}: {source} is not there")
                 source = None
-        start = given.start_of(source, settings, config.data.image_shape[-1]) if source else None
+        start = (
+            given.start_of(source, settings, config.data.image_shape[-1], config.training.certainty_epochs)
+            if source
+            else None
+        )
         found.append(_Purifier(name, path, settings, start))
     return found
 
@@ -198,7 +202,7 @@ class _Stages:
     def _train_purifier(self, wanted: _Purifier) -> None:
         config, training = self.config, self.config.training
         prepare: list[keras.callbacks.Callback] = []
-        nearest = None
+        nearest = first = None
         if training.objective == "adaptive":
             warmed = dataclasses.replace(training, epsilon_warmup=0.0) if training.encoder_epochs else training
             batches: Any = AdaptiveBatches(self.split.images, self.split.labels, warmed, config.attack, self.replicas)
@@ -223,10 +227,10 @@ class _Stages:
                 nearest = make.nearest(views)
             mixed = wanted.settings.pixel_share > 0
             shown = nearest if training.nearest else None
-            batches = GrayBoxBatches(
-                views, adversarial, training, config.attack, self.replicas, answers, labels, shown, mixed
-            )
+            given_ = (views, adversarial, training, config.attack, self.replicas, answers, labels, shown, mixed)
+            batches = GrayBoxBatches(*given_)
             if config.attack.refresh:
+                first = GrayBoxBatches(*given_) if learns_certainty else None  # a resumed run has no later ones
                 prepare.append(crafting.Refresh(batches, config.attack.refresh, make))
         keras.utils.set_random_seed(training.seed)
 
@@ -241,6 +245,8 @@ class _Stages:
             purifier.set_gradient(training.gradient)
             if purifier.classes:
                 purifier.graph.get_layer("classes").trainable = False  # until its own epochs
+                if training.epochs:
+                    certainty.forget(purifier)  # one of the start's would close what the decoder is to learn
         head = None
         if training.freeze_encoder and wanted.name in ABLATIONS:
             self._adopt(purifier)  # the same network, which stays as it is: no need to train it again
@@ -252,10 +258,10 @@ class _Stages:
             self._train_gate(wanted.name, purifier, batches, nearest)
         if training.epochs:
             self._train_whole(wanted.name, purifier, batches, head, prepare)
-        if purifier.gated and training.gate_false_alarms and not training.gate_epochs:
+        if purifier.gated and training.gate_false_alarms and training.epochs and not training.gate_epochs:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
         if purifier.classes and training.certainty_epochs:
-            self._train_certainty(wanted.name, purifier, batches)
+            self._train_certainty(wanted.name, purifier, batches if first is None else first)
         _save(_in_float32(build, purifier), wanted.path)
 
     def _train_whole(

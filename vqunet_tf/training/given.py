@@ -16,6 +16,7 @@ from vqunet_tf.config import Config, PurifierConfig, TrainingConfig
 from vqunet_tf.errors import UserError, choice
 from vqunet_tf.models import VQUNet, classifiers
 from vqunet_tf.models.vector_quantizer import GRADIENTS, VectorQuantizer
+from vqunet_tf.recipes import UNGATED
 from vqunet_tf.training import devices
 
 OBJECTIVES = ("gray_box", "adaptive")
@@ -23,6 +24,7 @@ PRECISIONS = ("float32", "mixed_bfloat16")  # in float16 gradients of images van
 
 _CODES = ("num_embeddings", "embedding_dim", "groups")
 _HEAD = ("classes", "certainty")  # layers
+_WITHOUT = " ".join(f"--set={key}={json.dumps(value)}" for key, value in UNGATED.items())
 
 
 def refuse_impossible(config: Config) -> None:
@@ -65,6 +67,7 @@ def refuse_impossible(config: Config) -> None:
         raise UserError(
             f"configuration training.gate_epochs: expected 0 for a purifier without a gate, got {training.gate_epochs}: set it to 0"
             + (", or purifier.gated" if training.objective == "gray_box" else "")
+            + f" (no gate at all: {_WITHOUT})"
         )
     try:
         VQUNet(**dataclasses.asdict(config.purifier), channels=1)
@@ -80,7 +83,7 @@ def _refuse_encoder(config: Config) -> None:
         if value and not (alone and training.objective == "gray_box"):
             raise UserError(
                 f"configuration training.{name}: expected 0 where no encoder learns alone from training adversaries, got {value:g}: "
-                "set training.encoder_epochs, with the objective gray_box"
+                f"set training.encoder_epochs{' or certainty_epochs' if name == 'cutout' else ''}, with the objective gray_box"
             )
     if training.freeze_encoder and not (training.encoder_epochs or training.start):
         raise UserError(
@@ -109,8 +112,7 @@ def _refuse_gate(training: TrainingConfig) -> None:
     if training.objective != "gray_box":
         raise UserError(
             f"configuration purifier.gated: expected false for the objective {training.objective}, which shows no clean images, got true: "
-            "give --set=purifier.gated=false --set=purifier.pixel_share=0 --set=training.gate_epochs=0"
-            + (" --set=purifier.classes=0 --set=training.certainty_epochs=0" if training.certainty_epochs else "")
+            f"give {_WITHOUT}"
         )
     if training.loop_epsilon:
         raise UserError(
@@ -169,10 +171,11 @@ def classifier_of(config: Config, images: np.ndarray, say: Callable[[str], Any])
     return classifier
 
 
-def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
+def start_of(path: Path, settings: PurifierConfig, channels: int, certainty_epochs: int = 0) -> VQUNet:
     """The purifier to begin with, of the sizes that are asked for.
 
-    Code books may be of another size, if as many numbers pass them: then they are placed anew by the first batch.
+    With `certainty_epochs` it may lack the head that is asked for. Code books may be of another size, if as many numbers pass
+    them: then they are placed anew by the first batch.
     """
     purifier = runs.load_model(path)
     expected = {**dataclasses.asdict(settings), "channels": channels}
@@ -189,6 +192,11 @@ def start_of(path: Path, settings: PurifierConfig, channels: int) -> VQUNet:
                 f"training.start {path}: its {name} is {there[name]!r}, the configuration has {asked[name]!r}: "
                 f"give --set=purifier.{name}={json.dumps(there[name], separators=(',', ':'))}"
             )
+    if asked["classes"] not in (0, there["classes"]) and not certainty_epochs:
+        raise UserError(
+            f"training.start {path}: expected a head for {asked['classes']} classes where none is to learn "
+            f"(training.certainty_epochs is 0), its purifier.classes is {there['classes']}: give --set=training.certainty_epochs=3"
+        )
     same = all(asked[name] == there[name] for name in _CODES)
     numbers, known = (
         tuple(dim * groups for dim, groups in zip(config["embedding_dim"], config["groups"], strict=True))
