@@ -151,7 +151,7 @@ def test_another_model_under_its_name_is_refused(whole, tmp_path):
     save_model(run.load_purifier(), run.baseline("dae"))
     with pytest.raises(
         UserError,
-        match="expected a dae with quantize=False, skips=False, gated=False, pixel_share=0.0, channels=1, got ",
+        match="expected a dae with quantize=False, skips=False, gated=False, pixel_share=0.0, classes=0, channels=1, got ",
     ):
         defenses.build("dae", run.load_purifier(), run)
     save_model(run.load_classifier(), run.baseline("dae"))

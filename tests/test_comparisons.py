@@ -8,7 +8,7 @@ from figures import GRAY, GRAY_ROWS, WHITE, cells, report, row
 from vqunet_tf.evaluation import comparisons
 from vqunet_tf.evaluation.figures import Accuracy, Ahead, Attacked, Cost, Loss
 from vqunet_tf.evaluation.published import MEMORY, PUBLISHED, READ, Near
-from vqunet_tf.evaluation.targets import ABOVE, AT_LEAST, AT_MOST, CLAIMS, PRESETS, TARGETS, Target
+from vqunet_tf.evaluation.targets import ABOVE, AT_LEAST, AT_MOST, CLAIMS, NAMED, PRESETS, TARGETS, Target
 
 FOUR = ("fgsm", "pgd", "pgd_targeted", "mim")
 
@@ -192,4 +192,4 @@ def test_every_published_figure_has_its_protocol_and_how_it_is_known():
         )
         assert re.search(r"ε = [\d./]+|radius [\d.]+|no bound", each.protocol), each
     for target in (*TARGETS, *CLAIMS):
-        assert bool(target.classifier) != (PRESETS.get(target.preset) == target.dataset), target
+        assert bool(target.classifier) != ({**PRESETS, **NAMED}.get(target.preset) == target.dataset), target
