@@ -66,9 +66,8 @@ def variants(config: Config) -> list[Variant]:
         what = ablation_table.coarsest(kept, depth)
         chosen: dict[str, Any] = {"purifier__finest_skip": depth - kept}
         if kept == 1 and config.purifier.gated:
-            chosen |= {
-                key.replace(".", "__"): value for key, value in UNGATED.items()
-            }  # there is no skip connection left to close
+            # There is no skip connection left to close.
+            chosen |= {key.replace(".", "__"): value for key, value in UNGATED.items()}
         if depth - kept != config.purifier.finest_skip:
             add(f"levels_{kept}", "levels", what, **chosen)
         add(f"unquantized_{kept}", "levels", f"{what}, without code books", **chosen, purifier__quantize=False)

@@ -41,7 +41,7 @@ def forget(purifier: VQUNet) -> None:
     """Makes a purifier's head certain of nothing, as it is before it has learned."""
     for name in ("classes", "certainty"):
         for weight in purifier.graph.get_layer(name).weights:
-            weight.assign(0.0 * weight)
+            weight.assign(keras.ops.zeros_like(weight))
 
 
 def calibrate(purifier: VQUNet, images: np.ndarray, uncertain: float) -> None:

@@ -309,19 +309,7 @@ class _Stages:
         batches = gate.GateBatches(whole, nearest)
         with devices.scope(training.strategy):
             objective = gate.GateObjective(purifier)
-        stage = loop.Stage(
-            name=name + checkpoints.GATE,
-            objective=objective,
-            trained=objective.learner,
-            batches=batches,
-            epochs=training.gate_epochs,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            warmup=training.warmup,
-        )
-        averages = self._averages(objective.learner, batches, training.gate_epochs)
-        boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
-        loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
+        self._learn_alone(name + checkpoints.GATE, objective, batches, training.gate_epochs)
         if training.gate_false_alarms:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
         objective.learner.trainable = False
@@ -332,19 +320,7 @@ class _Stages:
         batches = EncoderBatches(whole, training)
         with devices.scope(training.strategy):
             objective = certainty.CertaintyObjective(purifier)
-        stage = loop.Stage(
-            name=name + checkpoints.CERTAINTY,
-            objective=objective,
-            trained=objective.learner,
-            batches=batches,
-            epochs=training.certainty_epochs,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            warmup=training.warmup,
-        )
-        averages = self._averages(objective.learner, batches, training.certainty_epochs)
-        boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
-        loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
+        self._learn_alone(name + checkpoints.CERTAINTY, objective, batches, training.certainty_epochs)
         certainty.calibrate(purifier, self.held_out.images, training.uncertain)
 
     def _adopt(self, baseline: VQUNet) -> None:
@@ -368,21 +344,30 @@ class _Stages:
         with devices.scope(training.strategy):
             head = new_head(purifier, len(self.split.class_names))
             objective = EncoderObjective(purifier, head, training)
+        settings = {
+            "learning_rate": training.learning_rate if rate is None else rate,
+            "weight_decay": training.weight_decay if decay is None else decay,
+            "muon": training.muon,
+        }
+        self._learn_alone(name + checkpoints.ENCODER, objective, batches, training.encoder_epochs, **settings)
+        return head
+
+    def _learn_alone(self, name: str, objective: Any, batches: Any, epochs: int, **settings: float) -> None:
+        """Runs a stage in which a part of a purifier, `objective.learner`, learns by itself; settings: other than those of the run."""
+        training = self.config.training
+        usual = {"learning_rate": training.learning_rate, "weight_decay": training.weight_decay}
         stage = loop.Stage(
-            name=name + checkpoints.ENCODER,
+            name=name,
             objective=objective,
             trained=objective.learner,
             batches=batches,
-            epochs=training.encoder_epochs,
-            learning_rate=training.learning_rate if rate is None else rate,
-            weight_decay=training.weight_decay if decay is None else decay,
+            epochs=epochs,
             warmup=training.warmup,
-            muon=training.muon,
+            **{**usual, **settings},
         )
-        averages = self._averages(objective.learner, batches, training.encoder_epochs)
-        boards = [tensorboard.TensorBoard(self.run.tensorboard / stage.name, batches)] if self.boards else []
+        averages = self._averages(objective.learner, batches, epochs)
+        boards = [tensorboard.TensorBoard(self.run.tensorboard / name, batches)] if self.boards else []
         loop.run(stage, training, self.run, averages, after=boards, stop=workers.agreed(self.stop), say=self.say)
-        return head
 
     def _averages(self, model: keras.Model, batches: Any, epochs: int) -> Averages:
         training = self.config.training
