@@ -12,7 +12,7 @@ from vqunet_tf.config import AttackConfig, TrainingConfig
 from vqunet_tf.errors import Interrupted, UserError
 from vqunet_tf.models import classifiers
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import adversaries, fit, gate
+from vqunet_tf.training import adversaries, fit, gate, given
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import GrayBoxBatches
 
@@ -207,6 +207,24 @@ def test_a_gate_alone_goes_on_from_a_purifier(tmp_path):
     assert set(after) - same == {"gate_0", "gate_1", "gate_2", "gate_logit"}
     assert second.load_purifier().pixel_share == 0.25
     assert {stage for stage, _, _ in losses_of(second)} == {"purifier_gate"}
+
+
+def test_an_encoder_goes_on_from_a_purifier_whose_gate_stays(tmp_path):
+    """The gate to the last bit; the code books, which belonged to the encoder as it was, are placed by what it gives now."""
+    first, second = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "second")
+    changes = {**changes_of(tmp_path), "training.gate_epochs": 0, "training.freeze_encoder": True}
+    changes |= {"training.encoder_epochs": 1, "training.head_weight": 1.0}
+    fit.train(tiny(**changes), first, say=silent)
+    again = {"training.start": str(first.purifier), "training.gate_weight": 0.0, "training.weight_decay": 0.5}
+    fit.train(tiny(**{**changes, **again}), second, say=silent)
+    before, after = weights_by_layer(first.load_purifier()), weights_by_layer(second.load_purifier())
+    same = {name for name, weights in after.items() if all(map(np.array_equal, weights, before[name]))}
+    assert same == {"gate_0", "gate_1", "gate_2", "gate_logit"}
+    losses = losses_of(second)
+    assert ("purifier_encoder", "1", "head") in losses and ("purifier", "1", "gate") not in losses
+    assert not np.allclose(losses["purifier_encoder", "1", "head"], losses_of(first)["purifier_encoder", "1", "head"])
+    start = given.start_of(first.purifier, tiny(**changes).purifier, 1, encoder_epochs=1)
+    assert all(float(quantizer.steps) == 0.0 for quantizer in start.quantizers)
 
 
 # 64 images: crafting 1 batch, its clean answers 1, the nearest 1, the gate 2 + 2 steps, the purifier 2 + 2.

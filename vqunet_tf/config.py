@@ -162,7 +162,8 @@ class TrainingConfig:
         the label (distillation, Hinton et al. 2015, arXiv 1503.02531; gray_box).
     cutout: side in pixels of a square that is covered, anywhere, in what an encoder that learns alone is shown; 0 covers nothing
         (gray_box).
-    gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial, unless it learns alone (gray_box).
+    gate_weight: of the cross-entropy of a gated purifier's gate, which learns what is adversarial, unless it learns alone (gray_box);
+        0 keeps the gate of `start` as it is.
     gate_false_alarms: share of the clean validation images for which that gate is set to close, once it has learned (after the epochs are
         chosen, or before them where it learns alone); 0 leaves it as it learned (gray_box).
     gate_epochs: in which a gate learns alone before the decoder does, from clean and noisy images, adversaries of all radii, the
@@ -281,10 +282,10 @@ class TrainingConfig:
                 f"configuration training.encoder_epochs: expected 0 where head_weight is 0, got {self.encoder_epochs}: "
                 "without a head an encoder has nothing to learn alone"
             )
-        if self.encoder_epochs and self.start:
+        if self.encoder_epochs and self.start and not self.epochs:
             raise UserError(
-                f"configuration training.encoder_epochs: expected 0 with training.start, whose code books belong to its encoder, got "
-                f"{self.encoder_epochs}"
+                f"configuration training.encoder_epochs: expected 0 with training.start where training.epochs is 0, got "
+                f"{self.encoder_epochs}: its code books and its decoder belong to its encoder as it is"
             )
         if not 0.0 <= self.encoder_guidance <= 1.0:
             raise UserError(

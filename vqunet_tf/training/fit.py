@@ -131,7 +131,13 @@ def _missing(config: Config, run: RunFolder, baselines: Sequence[str], say: Say)
                 say(f"warning: {name} begins with random weights, the purifier with {begin}: {source} is not there")
                 source = None
         start = (
-            given.start_of(source, settings, config.data.image_shape[-1], config.training.certainty_epochs)
+            given.start_of(
+                source,
+                settings,
+                config.data.image_shape[-1],
+                config.training.certainty_epochs,
+                config.training.encoder_epochs,
+            )
             if source
             else None
         )
@@ -256,9 +262,12 @@ class _Stages:
             freeze(purifier)
         if nearest is not None and purifier.gated and training.gate_epochs:
             self._train_gate(wanted.name, purifier, batches, nearest)
+        with_the_whole = purifier.gated and training.gate_weight > 0 and not training.gate_epochs
+        if purifier.gated and not with_the_whole:
+            gate.freeze(purifier)
         if training.epochs:
             self._train_whole(wanted.name, purifier, batches, head, prepare)
-        if purifier.gated and training.gate_false_alarms and training.epochs and not training.gate_epochs:
+        if with_the_whole and training.gate_false_alarms and training.epochs:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
         if purifier.classes and training.certainty_epochs:
             self._train_certainty(wanted.name, purifier, batches if first is None else first)
@@ -312,7 +321,6 @@ class _Stages:
         self._learn_alone(name + checkpoints.GATE, objective, batches, training.gate_epochs)
         if training.gate_false_alarms:
             gate.calibrate(purifier, self.held_out.images, training.gate_false_alarms)
-        objective.learner.trainable = False
 
     def _train_certainty(self, name: str, purifier: VQUNet, whole: GrayBoxBatches) -> None:
         """Trains the head of a purifier that is otherwise finished, and sets how often it is in doubt."""

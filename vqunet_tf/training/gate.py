@@ -38,6 +38,11 @@ class GateObjective(Objective):
         return {"gate": binary_cross_entropy(outputs, x["attacked"])}
 
 
+def freeze(purifier: VQUNet) -> None:
+    """Keeps the gate of a purifier as it is."""
+    GateObjective(purifier).learner.trainable = False
+
+
 class GateBatches(Batches):
     """{"seen": float32 [B, H, W, C] in [0, 1], "attacked": float32 [B]}: half clean images, half tampered with.
 

@@ -119,9 +119,10 @@ def _refuse_gate(training: TrainingConfig) -> None:
             f"configuration training.loop_epsilon: expected 0 for a gated purifier, since it would move the clean images too, got "
             f"{training.loop_epsilon:g}"
         )
-    if not (training.gate_weight or training.gate_epochs):
+    if not (training.gate_weight or training.gate_epochs or training.start):
         raise UserError(
-            "configuration training.gate_weight: expected more than 0 for a gated purifier, whose gate learns from nothing else, got 0"
+            "configuration training.gate_weight: expected more than 0 for a gated purifier, whose gate learns from nothing else, got 0 "
+            "without training.start, whose gate could stay"
         )
     if not (training.adversarial and training.clean + training.noisy):
         raise UserError(
@@ -171,11 +172,13 @@ def classifier_of(config: Config, images: np.ndarray, say: Callable[[str], Any])
     return classifier
 
 
-def start_of(path: Path, settings: PurifierConfig, channels: int, certainty_epochs: int = 0) -> VQUNet:
+def start_of(
+    path: Path, settings: PurifierConfig, channels: int, certainty_epochs: int = 0, encoder_epochs: int = 0
+) -> VQUNet:
     """The purifier to begin with, of the sizes that are asked for.
 
     With `certainty_epochs` it may lack the head that is asked for. Code books may be of another size, if as many numbers pass
-    them: then they are placed anew by the first batch.
+    them: then, and where the encoder goes on learning first, for `encoder_epochs`, they are placed anew by the first batch.
     """
     purifier = runs.load_model(path)
     expected = {**dataclasses.asdict(settings), "channels": channels}
@@ -197,7 +200,7 @@ def start_of(path: Path, settings: PurifierConfig, channels: int, certainty_epoc
             f"training.start {path}: expected a head for {asked['classes']} classes where none is to learn "
             f"(training.certainty_epochs is 0), its purifier.classes is {there['classes']}: give --set=training.certainty_epochs=3"
         )
-    same = all(asked[name] == there[name] for name in _CODES)
+    same = not encoder_epochs and all(asked[name] == there[name] for name in _CODES)
     numbers, known = (
         tuple(dim * groups for dim, groups in zip(config["embedding_dim"], config["groups"], strict=True))
         for config in (asked, there)
