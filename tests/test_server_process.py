@@ -42,7 +42,9 @@ def test_sigterm_drains(tiny_path):
                 while json.loads(line)["event"] != "stopping":
                     line = process.stderr.readline()
                 assert [call.code() for call in slow] == [CODE.OK] * 4
-                out, err = process.communicate(timeout=60)
+                process.wait(timeout=60)
+                # Not communicate(): it passes over lines that readline() has taken from the pipe beforehand.
+                out, err = process.stdout.read(), process.stderr.read()
                 with pytest.raises(grpc.RpcError) as refused:
                     stub.Predict(predict_request(random_images(1)), timeout=5)
                 assert refused.value.code() == CODE.UNAVAILABLE
