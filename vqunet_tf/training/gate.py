@@ -28,7 +28,7 @@ class GateObjective(Objective):
 
     def __init__(self, purifier: VQUNet):
         super().__init__({"gate": 1.0})
-        self.learner = keras.Model(purifier.graph.inputs, purifier.graph.output["gate"])
+        self.learner = _gate(purifier)
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> Any:
         return self.learner(inputs["seen"], training=training)
@@ -40,7 +40,11 @@ class GateObjective(Objective):
 
 def freeze(purifier: VQUNet) -> None:
     """Keeps the gate of a purifier as it is."""
-    GateObjective(purifier).learner.trainable = False
+    _gate(purifier).trainable = False
+
+
+def _gate(purifier: VQUNet) -> keras.Model:
+    return keras.Model(purifier.graph.inputs, purifier.graph.output["gate"])
 
 
 class GateBatches(Batches):
@@ -98,7 +102,7 @@ def calibrate(purifier: VQUNet, images: np.ndarray, false_alarms: float) -> None
         images: clean ones, uint8 [N, H, W, C].
         false_alarms: a share in [0, 1).
     """
-    say = keras.Model(purifier.graph.inputs, purifier.graph.output["gate"])
+    say = _gate(purifier)
     parts = [say(pixels.to_unit(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
     logits = np.sort(np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]))
     threshold = logits[-1 - round(false_alarms * len(logits))]  # closed are those above
