@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from fragile import Rounding
 
 from trainers import evaluate as command
-from vqunet_tf import runs
+from vqunet_tf import data, runs
 from vqunet_tf.config import Config, DataConfig, EvaluationConfig
 from vqunet_tf.evaluation import markdown
 from vqunet_tf.models import VQUNet
@@ -77,6 +78,29 @@ def test_the_command_writes_the_report_where_it_is_told(run_folder, tmp_path, ca
     assert {row["steps"] for row in found["rows"] if row["attack"] == "square"} == {3}
     _main(f"--run_dir={run_folder.path}", "--epsilons=0.1", "--attacks=fgsm")
     assert not (run_folder.path / "plots" / "curves.png").exists()  # one epsilon is no curve, and the old one is wrong
+
+
+def test_settings_are_chosen_on_validation_images(run_folder, tmp_path):
+    flags = (
+        f"--run_dir={run_folder.path}",
+        "--epsilons=0.1",
+        "--attacks=fgsm",
+        "--threat_models=gray_box",
+        "--num_examples=140",
+    )
+    _main(*flags)
+    tested = run_folder.report.read_text()
+    _main(*flags, "--split=validation")
+    assert run_folder.report.read_text() == tested
+    found = json.loads((run_folder.path / "validation" / "report.json").read_text())
+    assert found["split"] == "validation" and "--split=validation" in found["command"]
+    text = (run_folder.path / "validation" / "report.md").read_text()
+    assert "on 140 validation images" in text and "On all 140 clean validation images" in text
+    held_out = data.load(run_folder.load_config().data, "validation")
+    answers = run_folder.load_classifier().predict(held_out.images / np.float32(255), verbose=0).argmax(axis=1)
+    (clean,) = [row["accuracy"] for row in found["rows"] if (row["attack"], row["defense"]) == ("none", "none")]
+    assert clean == pytest.approx(np.mean(answers == held_out.labels))
+    assert {row["n"] for row in json.loads(tested)["rows"]} == {140}
 
 
 def test_the_command_refuses_what_cannot_be_measured(run_folder, tmp_path, capsys):

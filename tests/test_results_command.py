@@ -108,7 +108,16 @@ def test_a_page_that_cannot_be_filled_says_why_and_stays(page, capsys, text, mes
     assert message in capsys.readouterr().err and (page / "RESULTS.md").read_text() == text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1, "rows": []}', '{"schema": 2, "rows": [1]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"schema": 1, "rows": []}',
+        '{"schema": 2, "rows": [1]}',
+        '{"schema": 1, "split": "validation", "rows": [1]}',
+    ],
+)
 def test_a_report_that_is_none_is_one_line(page, capsys, content):
     (page / "results" / "fashion_mnist" / "report.json").write_text(content)
     assert run(page) == 2

@@ -4,10 +4,12 @@
     python -m trainers.evaluate --run_dir=runs/cifar10 --suite=adaptive --surrogate=runs/cifar10_seed1
     python -m trainers.evaluate --preset=fashion_mnist
     python -m trainers.evaluate --preset=cifar10 --baselines_dir=runs/cifar10
+    python -m trainers.evaluate --run_dir=runs/cifar10 --split=validation
 
 Gray-box attackers know the classifier only, white-box attackers the purifier too, black-box ones see answers. Writes
-report.json, report.md, report.html and plots/ into the run folder (results/<preset> for released weights), or into
---output_dir. What is crafted is kept in adversaries/ beside the models: the same command again goes on where it stopped.
+report.json, report.md, report.html and plots/ into the run folder (results/<preset> for released weights), into validation/
+there for that split, by which settings are to be chosen, or into --output_dir. What is crafted is kept in adversaries/ beside
+the models: the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -64,16 +66,19 @@ def main(values: flags.FlagValues) -> None:
     classifier, purifier = folder.load_classifier(), folder.load_purifier()
     inputs.check_agreement(config, classifier, purifier, str(folder.path))
 
-    test = data.load(dataclasses.replace(config.data, data_dir=values.data_dir or config.data.data_dir), "test")
-    part = sample(test, settings.num_examples if values.num_examples is None else values.num_examples)
+    where = dataclasses.replace(config.data, data_dir=values.data_dir or config.data.data_dir)
+    split = data.load(where, values.split)
+    part = sample(split, settings.num_examples if values.num_examples is None else values.num_examples)
     classifiers.check(
-        classifier, test.images.shape[1:], len(test.class_names), part.images[:64], str(folder.classifier)
+        classifier, split.images.shape[1:], len(split.class_names), part.images[:64], str(folder.classifier)
     )
     trained = folder
     if values.baselines_dir:
         trained = baselines.beside(values.baselines_dir, folder, config, classifier, part.images[:64])
-    carried = _surrogates(values.surrogate, folder, test, part) if plan.carried else {}
+    carried = _surrogates(values.surrogate, folder, split, part) if plan.carried else {}
     beside = Path("results", values.preset) if values.preset else folder.path
+    if values.split != "test":
+        beside /= values.split  # never over figures of the test split
     output = report.make_folder(Path(values.output_dir or beside))
     kept = (output if values.preset else folder.path) / "adversaries"
 
@@ -100,12 +105,14 @@ def main(values: flags.FlagValues) -> None:
     if elsewhere:
         told = baselines.note(elsewhere, folder, str(_public(Path(values.baselines_dir))))
         evaluation = dataclasses.replace(evaluation, notes=(*evaluation.notes, told))
-    facts = describe(classifier, purifier, test, settings.batch_size)
+    facts = describe(classifier, purifier, split, settings.batch_size)
 
-    found = report.build(config, evaluation, *facts, command=_command(values, folder, plan, evaluation))
+    found = report.build(
+        config, evaluation, *facts, command=_command(values, folder, plan, evaluation), split=values.split
+    )
     report.write(output, found)
-    plots.write(output / "plots", evaluation, classifier, purifier, test.class_names, found)
-    html.write(output, found, evaluation, classifier, purifier, test.class_names)
+    plots.write(output / "plots", evaluation, classifier, purifier, split.class_names, found)
+    html.write(output, found, evaluation, classifier, purifier, split.class_names)
     print(markdown.headline(found))
     failed = [check for check in found["checks"] if not check["passed"]]
     names = ", ".join(check["name"] for check in failed)
@@ -137,7 +144,7 @@ def _defenses(values: flags.FlagValues, plan: Plan, trained: RunFolder) -> Seque
     return found if values.defenses or not values.baselines_dir else [*found, *baselines.trained(trained)]
 
 
-def _surrogates(folders: Sequence[str], own: RunFolder, test: data.Split, part: data.Split) -> dict[str, Chain]:
+def _surrogates(folders: Sequence[str], own: RunFolder, split: data.Split, part: data.Split) -> dict[str, Chain]:
     """The models of other runs, each alone and behind its purifier."""
     found: dict[str, Chain] = {}
     by_name: dict[str, str] = {}
@@ -153,8 +160,8 @@ def _surrogates(folders: Sequence[str], own: RunFolder, test: data.Split, part: 
             raise UserError(f"--surrogate={path} is the evaluated run itself: expected one with another seed")
         other.load_config()  # refuses what is no run folder
         classifier, purifier = other.load_classifier(), other.load_purifier()
-        shape = test.images.shape[1:]
-        classifiers.check(classifier, shape, len(test.class_names), part.images[:64], str(other.classifier))
+        shape = split.images.shape[1:]
+        classifiers.check(classifier, shape, len(split.class_names), part.images[:64], str(other.classifier))
         found |= surrogates(name, classifier, purifier)
     return found
 
@@ -188,6 +195,8 @@ def _command(values: flags.FlagValues, folder: RunFolder, plan: Plan, evaluation
     texts = [f"--{name}={','.join(dict.fromkeys(map(str, several)))}" for name, several in lists.items() if several]
     if values.baselines_dir:
         texts.append(f"--baselines_dir={_public(Path(values.baselines_dir))}")
+    if values.split != "test":
+        texts.append(f"--split={values.split}")
     if values.output_dir:
         texts.append(f"--output_dir={_public(Path(values.output_dir))}")
     texts += [f"--surrogate={_public(Path(path))}" for path in values.surrogate if plan.carried]
@@ -228,7 +237,9 @@ def console(argv: Sequence[str] | None = None) -> None:
     flags.DEFINE_multi_string(
         "surrogate", [], "another run, whose models images are carried over from; may be repeated", flag_values=values
     )
-    number = "test images, from a fixed permutation; without it the run's"
+    which = "images of this split; settings are chosen by validation, figures told of test"
+    flags.DEFINE_enum("split", "test", ("test", "validation"), which, flag_values=values)
+    number = "images, from a fixed permutation; without it the run's"
     flags.DEFINE_integer("num_examples", None, number, flag_values=values)
     fewer = "at most so many of these, the first ones, for attacks of several steps; without it all"
     flags.DEFINE_integer("iterated_examples", None, fewer, flag_values=values)

@@ -1,4 +1,4 @@
-"""What the models of an evaluation are: names, sizes, and how they do on the whole clean test split."""
+"""What the models of an evaluation are: names, sizes, and how they do on the whole clean split."""
 
 from __future__ import annotations
 

@@ -52,10 +52,11 @@ def _of(row: dict[str, Any] | None, clean: dict[str, Any] | None) -> str:
 def _head(report: dict[str, Any]) -> list[str]:
     classifier, purifier = report["classifier"], report["purifier"]
     n = max(row["n"] for row in report["rows"])
+    split = report.get("split", "test")
     return [
         f"# {report['dataset']}: accuracy under attack",
         "",
-        f"Accuracy in %, with its 95 % interval, on {n} test images. Purifier: {purifier['name']}, "
+        f"Accuracy in %, with its 95 % interval, on {n} {split} images. Purifier: {purifier['name']}, "
         f"objective `{report['objective']}`, {purifier['params']:,} parameters. Classifier: {classifier['name']}, "
         f"{classifier['params']:,} parameters.",
     ]
@@ -92,7 +93,7 @@ def _meaning(report: dict[str, Any]) -> list[str]:
     lines += [f"- Note: {note}." for note in report.get("notes", [])]
     lines += [
         "",
-        f"On all {classifier['n']} clean test images: {classifier['accuracy']:.2%} without, "
+        f"On all {classifier['n']} clean {report.get('split', 'test')} images: {classifier['accuracy']:.2%} without, "
         f"{purifier['clean_accuracy']:.2%} with the purifier.",
     ]
     if purifier["codebook_usage"]:

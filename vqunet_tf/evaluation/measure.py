@@ -158,7 +158,7 @@ def sample(split: Split, n: int) -> Split:
     """
     available = len(split.labels)
     if not 1 <= n <= available:
-        raise UserError(f"expected between 1 and {available} examples (the test split has {available}), got {n}")
+        raise UserError(f"expected between 1 and {available} examples (the split has {available}), got {n}")
     order = np.random.RandomState(0).permutation(available)[:n]  # RandomState: its stream never changes
     return Split(split.images[order], split.labels[order], split.class_names)
 

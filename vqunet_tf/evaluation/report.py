@@ -28,11 +28,17 @@ _PACKAGES = ("tensorflow", "keras", "cleverhans", "numpy")
 
 
 def build(
-    config: Config, evaluation: Evaluation, classifier: dict[str, Any], purifier: dict[str, Any], command: str
+    config: Config,
+    evaluation: Evaluation,
+    classifier: dict[str, Any],
+    purifier: dict[str, Any],
+    command: str,
+    split: str = "test",
 ) -> dict[str, Any]:
     """Returns report.json as a dict.
 
     classifier, purifier: from `describe`. command: what to type for the same numbers again.
+    split: which images these are, `test` or `validation`.
     `per_class` is there if the evaluation kept all true classes.
     """
     truth = classes.truth(evaluation)
@@ -43,7 +49,7 @@ def build(
     return {
         "schema": SCHEMA,
         "dataset": Path(config.data.dataset).name,  # of a folder its name: where it lies is nobody's business
-        "split": "test",
+        "split": split,
         "seed": evaluation.seed,
         "objective": config.training.objective,
         "selection": SELECTIONS[config.training.selection],
