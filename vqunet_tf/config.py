@@ -239,6 +239,11 @@ class TrainingConfig:
     deterministic: bool = False
     seed: int = 0
 
+    @property
+    def gate_beside_the_rest(self) -> float:
+        """The weight of a gate's loss in the whole: 0 where the gate learns alone, or stays as it is."""
+        return 0.0 if self.gate_epochs else self.gate_weight
+
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "attack_steps", "selection_examples", "selection_steps")
         _at_least(self, 1, "steps_per_execution", "accumulate")

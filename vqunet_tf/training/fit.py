@@ -262,7 +262,7 @@ class _Stages:
             freeze(purifier)
         if nearest is not None and purifier.gated and training.gate_epochs:
             self._train_gate(wanted.name, purifier, batches, nearest)
-        with_the_whole = purifier.gated and training.gate_weight > 0 and not training.gate_epochs
+        with_the_whole = purifier.gated and training.gate_beside_the_rest > 0
         if purifier.gated and not with_the_whole:
             gate.freeze(purifier)
         if training.epochs:

@@ -111,11 +111,7 @@ class GrayBoxObjective(Objective):
                 "guidance": config.guidance_weight,
                 "feature": config.feature_weight,
                 **({"head": config.head_weight} if config.head_weight else {}),
-                **(
-                    {"gate": config.gate_weight}
-                    if purifier.gated and config.gate_weight and not config.gate_epochs
-                    else {}
-                ),
+                **({"gate": config.gate_beside_the_rest} if purifier.gated and config.gate_beside_the_rest else {}),
                 "codebook": config.codebook_weight,
             }
         )
