@@ -21,8 +21,8 @@ _SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32,), embedding_dim=(8,)
 # The encoder learns first, with a head, to say of clean and attacked images alike what the classifier says of the clean ones, and is
 # kept; the decoder then draws what the encoder saw, and skip connections and pixels add details where the gate, which has learned
 # before it, sees no attack. Epochs and batches are for a GPU, where all of it takes minutes; on two cores it takes hours. The released
-# weights came in four trainings, the gate in two of them and the head on the bottleneck last (docs/training.md); all in one has not
-# been measured.
+# weights came in four trainings and more, the gate in two of them and the head on the bottleneck last (docs/training.md); all in one has
+# not been measured.
 _DISTILLED = TrainingConfig(
     batch_size=512,
     learning_rate=3e-3,
@@ -125,13 +125,14 @@ _PRESETS: dict[str, Config] = {
         ),
         training=dataclasses.replace(
             _DISTILLED,
-            encoder_epochs=61,
+            encoder_epochs=160,
             epochs=39,
             max_shift=4,
             clean=1.5,
             noisy=0.35,
             nearest=1.25,
             pixel_weight=10.0,
+            uncertain=0.1,
         ),
         # A third of the radii above 8/255, a fifth below 2/255. Single steps and momentum are the hardest to undo: two fifths each.
         attack=AttackConfig(
@@ -139,7 +140,7 @@ _PRESETS: dict[str, Config] = {
             radius_power=2.0,
             aims=(0.2, 0.7, 0.1),
             climbs=(2.0, 1.0, 2.0),
-            copies=8,
+            copies=16,  # with fewer the encoder learns them by heart
             max_steps=10,
             batch_size=512,
         ),
