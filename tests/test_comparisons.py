@@ -136,9 +136,14 @@ def test_ablations_come_from_another_report_on_the_same_classifier():
     ours, theirs = report(GRAY_ROWS), report([row("unet", "worst", 0.8), row("jpeg", "worst", 0.99)])
     expected = "+5.0 points to `unet` at 0.1, the least of 2 differences"  # of JPEG ours has a row
     assert comparisons.judge(claim, [("fashion_mnist", ours), ("fashion_mnist_before", theirs)])[0] == expected
+    # Each from the first report that has it.
+    claim = Target("fashion_mnist", "fashion_mnist", "words", Ahead(("unet", "dae")), ABOVE, 0.0)
+    older = report([row("unet", "worst", 0.95), row("dae", "worst", 0.7)])
+    three = [("fashion_mnist", ours), ("fashion_mnist_ablations", theirs), ("fashion_mnist_before", older)]
+    assert comparisons.judge(claim, three)[0] == expected
     theirs["classifier"]["accuracy"] -= 0.001
     unknown = comparisons.judge(claim, [("fashion_mnist", ours), ("fashion_mnist_before", theirs)])
-    assert unknown == ("not measured (no `unet`)", "–")
+    assert unknown == ("not measured (no `unet`, `dae`)", "–")
 
 
 def test_targets_of_a_classifier_find_its_report_wherever_it_lies():

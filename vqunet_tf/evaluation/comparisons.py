@@ -93,14 +93,14 @@ def _report(target: Target, reports: Reports) -> Report | None:
 
 
 def _with_ablations(report: Report, reports: Reports) -> Report:
-    """The report, and of the ablations that it lacks the rows of another report on the same classifier, if there is one."""
-    known, classifier = {row["defense"] for row in report["rows"]}, report["classifier"]
+    """The report, and of each ablation that it lacks the rows of the first other report on the same classifier that has it."""
+    rows, known = list(report["rows"]), {row["defense"] for row in report["rows"]}
     for _, other in reports:
-        if (other["dataset"], other["classifier"]) == (report["dataset"], classifier):
-            rows = [row for row in other["rows"] if row["defense"] in ABLATIONS and row["defense"] not in known]
-            if rows:
-                return {**report, "rows": [*report["rows"], *rows]}
-    return report
+        if (other["dataset"], other["classifier"]) == (report["dataset"], report["classifier"]):
+            found = [row for row in other["rows"] if row["defense"] in ABLATIONS and row["defense"] not in known]
+            rows += found
+            known |= {row["defense"] for row in found}
+    return {**report, "rows": rows}
 
 
 def _answer(target: Target, measured: Measured) -> str:
