@@ -58,7 +58,7 @@ def _read(path: Path, link: str) -> Released:
         raise UserError(f"{path} is no report of schema {SCHEMA}: make it again with trainers.evaluate")
     if report.get("split", "test") != "test":
         raise UserError(
-            f"{path} is of the {report['split']} split: images to choose by: make it again with trainers.evaluate --split=test"
+            f"{path} is of the {report['split']} split, which settings are chosen by: make it again with trainers.evaluate --split=test"
         )
     files = frozenset(name for name in ("report.md", _CURVES) if (path.parent / name).exists())
     return Released(path.parent.name, report, link, files)
