@@ -21,8 +21,8 @@ _SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32,), embedding_dim=(8,)
 # The encoder learns first, with a head, to say of clean and attacked images alike what the classifier says of the clean ones, and is
 # kept; the decoder then draws what the encoder saw, and skip connections and pixels add details where the gate, which has learned
 # before it, sees no attack. Epochs and batches are for a GPU, where all of it takes minutes; on two cores it takes hours. The released
-# weights came in four trainings and more, the gate in two of them and the head on the bottleneck last (docs/training.md); all in one has
-# not been measured.
+# weights came in several trainings (docs/experiments.md): all in one has not been
+# measured.
 _DISTILLED = TrainingConfig(
     batch_size=512,
     learning_rate=3e-3,
@@ -207,7 +207,7 @@ _ADAPTIVE: dict[str, Any] = {
     "training.selection": "last",
 }
 # Two blocks a level for the encoder, which has to resist, and fewer channels for the decoder, which draws what is left. Epochs and
-# batches for a GPU: there these take minutes, on two cores hours (docs/training.md has the recipes of half an hour).
+# batches for a GPU: there these take minutes, on two cores hours (docs/experiments.md has the recipes of half an hour).
 _DEEP: dict[str, Any] = {
     "purifier.groups": (16,),
     "purifier.blocks": 2,
