@@ -26,6 +26,7 @@ def report(rows, dataset="fashion_mnist", bare=0.94, purified=0.93, **more):
     """A report with these rows."""
     return {
         "schema": 1,
+        "split": "test",
         "dataset": dataset,
         "seed": 3,
         "objective": "gray_box",

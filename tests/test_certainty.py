@@ -1,5 +1,7 @@
 """A head on the bottleneck that closes the skip connections of images of whose class it is certain."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from vqunet_tf.models import blocks
 from vqunet_tf.models.operations import multiply_accumulates
 from vqunet_tf.recipes import ABLATIONS, ablation
 from vqunet_tf.runs import RunFolder
-from vqunet_tf.training import certainty, fit
+from vqunet_tf.training import certainty, fit, given
 from vqunet_tf.training.augment import Views
 from vqunet_tf.training.batches import EncoderBatches, GrayBoxBatches
 
@@ -265,6 +267,16 @@ def test_a_start_without_a_head_needs_one_to_learn(tmp_path):
         fit.train(
             tiny(**{**changes, **again, "training.certainty_epochs": 0}), RunFolder(tmp_path / "again"), say=silent
         )
+
+
+def test_a_start_whose_head_is_left_out_is_said(tmp_path):
+    settings, told = tiny(**changes_of(tmp_path)).purifier, []
+    VQUNet(**dataclasses.asdict(settings), channels=1).save(tmp_path / "start.keras")
+    again = given.start_of(tmp_path / "start.keras", settings, 1, say=told.append)
+    assert again.classes == 10 and not told
+    without = dataclasses.replace(settings, classes=0)
+    assert given.start_of(tmp_path / "start.keras", without, 1, say=told.append).classes == 0
+    assert len(told) == 1 and "purifier.classes is 0" in told[0]
 
 
 def test_it_is_shown_squares_covered(images):

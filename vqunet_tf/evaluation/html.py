@@ -72,7 +72,7 @@ def render(
         report=report,
         rows=rows,
         n=max(row["n"] for row in rows),
-        split=report.get("split", "test"),
+        split=report["split"],
         notes=report.get("notes", []),
         budgets=summary.budgets(rows),
         defenses=names,

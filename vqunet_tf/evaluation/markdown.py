@@ -52,7 +52,7 @@ def _of(row: dict[str, Any] | None, clean: dict[str, Any] | None) -> str:
 def _head(report: dict[str, Any]) -> list[str]:
     classifier, purifier = report["classifier"], report["purifier"]
     n = max(row["n"] for row in report["rows"])
-    split = report.get("split", "test")
+    split = report["split"]
     return [
         f"# {report['dataset']}: accuracy under attack",
         "",
@@ -93,7 +93,7 @@ def _meaning(report: dict[str, Any]) -> list[str]:
     lines += [f"- Note: {note}." for note in report.get("notes", [])]
     lines += [
         "",
-        f"On all {classifier['n']} clean {report.get('split', 'test')} images: {classifier['accuracy']:.2%} without, "
+        f"On all {classifier['n']} clean {report['split']} images: {classifier['accuracy']:.2%} without, "
         f"{purifier['clean_accuracy']:.2%} with the purifier.",
     ]
     if purifier["codebook_usage"]:

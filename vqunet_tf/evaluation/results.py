@@ -56,9 +56,9 @@ def _read(path: Path, link: str) -> Released:
         raise UserError(f"{path} cannot be read ({error}): make it again with trainers.evaluate") from None
     if not isinstance(report, dict) or report.get("schema") != SCHEMA or not report.get("rows"):
         raise UserError(f"{path} is no report of schema {SCHEMA}: make it again with trainers.evaluate")
-    if report.get("split", "test") != "test":
+    if report.get("split") != "test":
         raise UserError(
-            f"{path} is of the {report['split']} split, which settings are chosen by: make it again with trainers.evaluate --split=test"
+            f"{path} is of the {report.get('split')} split, which settings are chosen by: make it again with trainers.evaluate --split=test"
         )
     files = frozenset(name for name in ("report.md", _CURVES) if (path.parent / name).exists())
     return Released(path.parent.name, report, link, files)

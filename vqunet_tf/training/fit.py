@@ -137,6 +137,7 @@ def _missing(config: Config, run: RunFolder, baselines: Sequence[str], say: Say)
                 config.data.image_shape[-1],
                 config.training.certainty_epochs,
                 config.training.encoder_epochs,
+                say,
             )
             if source
             else None

@@ -173,12 +173,17 @@ def classifier_of(config: Config, images: np.ndarray, say: Callable[[str], Any])
 
 
 def start_of(
-    path: Path, settings: PurifierConfig, channels: int, certainty_epochs: int = 0, encoder_epochs: int = 0
+    path: Path,
+    settings: PurifierConfig,
+    channels: int,
+    certainty_epochs: int = 0,
+    encoder_epochs: int = 0,
+    say: Callable[[str], None] = print,
 ) -> VQUNet:
     """The purifier to begin with, of the sizes that are asked for.
 
-    With `certainty_epochs` it may lack the head that is asked for. Code books may be of another size, if as many numbers pass
-    them: then, and where the encoder goes on learning first, for `encoder_epochs`, they are placed anew by the first batch.
+    With `certainty_epochs` it may lack the head that is asked for; one that is not asked for is left out, which `say` hears of.
+    Code books may be of another size, if as many numbers pass them: then, and where the encoder goes on learning first, for `encoder_epochs`, they are placed anew by the first batch.
     """
     purifier = runs.load_model(path)
     expected = {**dataclasses.asdict(settings), "channels": channels}
@@ -200,6 +205,8 @@ def start_of(
             f"training.start {path}: expected a head for {asked['classes']} classes where none is to learn "
             f"(training.certainty_epochs is 0), its purifier.classes is {there['classes']}: give --set=training.certainty_epochs=3"
         )
+    if there["classes"] and not asked["classes"]:
+        say(f"warning: {path} has a head on its bottleneck, which is left out: purifier.classes is 0")
     same = not encoder_epochs and all(asked[name] == there[name] for name in _CODES)
     numbers, known = (
         tuple(dim * groups for dim, groups in zip(config["embedding_dim"], config["groups"], strict=True))
