@@ -183,7 +183,8 @@ def start_of(
     """The purifier to begin with, of the sizes that are asked for.
 
     With `certainty_epochs` it may lack the head that is asked for; one that is not asked for is left out, which `say` hears of.
-    Code books may be of another size, if as many numbers pass them: then, and where the encoder goes on learning first, for `encoder_epochs`, they are placed anew by the first batch.
+    Code books may be of another size, if as many numbers pass them: then, and where the encoder goes on learning first, for
+    `encoder_epochs`, they are placed anew by the first batch.
     """
     purifier = runs.load_model(path)
     expected = {**dataclasses.asdict(settings), "channels": channels}
