@@ -81,7 +81,14 @@ _PRESETS: dict[str, Config] = {
             classes=10,
         ),
         training=dataclasses.replace(
-            _DISTILLED, encoder_epochs=76, epochs=31, max_shift=2, clean=1.75, noisy=0.25, pixel_weight=8.0
+            _DISTILLED,
+            encoder_epochs=124,
+            epochs=31,
+            max_shift=2,
+            clean=1.75,
+            noisy=0.25,
+            pixel_weight=8.0,
+            uncertain=0.08,
         ),
         # A quarter of the radii above 0.3, a quarter below 0.1. Away from the predicted class is the hardest to undo: more of it.
         attack=AttackConfig(
@@ -89,7 +96,7 @@ _PRESETS: dict[str, Config] = {
             radius_power=1.6,
             aims=(0.35, 0.55, 0.1),
             climbs=(1.5, 1.0, 1.5),
-            copies=8,
+            copies=16,
             max_steps=10,
             batch_size=1024,
         ),
