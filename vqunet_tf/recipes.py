@@ -21,8 +21,7 @@ _SMALL = PurifierConfig(widths=(8, 16), num_embeddings=(32,), embedding_dim=(8,)
 # The encoder learns first, with a head, to say of clean and attacked images alike what the classifier says of the clean ones, and is
 # kept; the decoder then draws what the encoder saw, and skip connections and pixels add details where the gate, which has learned
 # before it, sees no attack. Epochs and batches are for a GPU, where all of it takes minutes; on two cores it takes hours. The released
-# weights came in several trainings (docs/experiments.md): all in one has not been
-# measured.
+# weights came in several trainings (docs/experiments.md); all in one has not been measured.
 _DISTILLED = TrainingConfig(
     batch_size=512,
     learning_rate=3e-3,
